@@ -1,0 +1,40 @@
+// Whole tensors: shares one out among the threads, lets the kernels of one instruction set do the pieces, and adds up.
+//
+// Pointers are aligned to their elements only. `width` is the size of an element in bytes, 1, 2, 4 or 8; a minimum over
+// nothing is all ones in that width. Bad arguments throw std::invalid_argument.
+#pragma once
+
+#include <cstdint>
+
+#include "table.h"
+
+namespace secateur {
+
+struct Array {
+    void* data;
+    uint64_t n;
+    int width;
+};
+
+Tally scan(const Kernels& kernels, const Array& a);
+
+// Collects the keys in lo..hi in out[0 … inside-1], in no order; inside is all ones if there are more than `capacity`.
+Tally bracket(const Kernels& kernels, const Array& a, uint64_t lo, uint64_t hi, void* out, uint64_t capacity);
+
+// Prunes key < cut_key, key == cut_key before flat index cut_index, and zeros; or only counts them.
+Tally cut(const Kernels& kernels, const Array& a, uint64_t cut_key, uint64_t cut_index, bool write);
+
+// bins[key >> shift & (nbins - 1)] += 1 where the bits of the key above those are `prefix`.
+void histogram(const Kernels& kernels, const Array& a, int shift, uint64_t prefix, int64_t* bins, uint64_t nbins);
+
+// One past the flat index of the r-th element with this key, or -1.
+int64_t tie_index(const Kernels& kernels, const Array& a, uint64_t key, uint64_t r);
+
+// counts[key >> shift] += 1, sums[key >> shift] += rint(x * x * 2^scale_exp), for floats of width 4 and 8.
+void lamp_table(const Kernels& kernels, const Array& a, int shift, int scale_exp, int64_t* counts, int64_t* sums,
+                uint64_t nbins);
+
+// a.data as (blocks, of, inner): prunes the `prune` lowest of each group, and zeros; or only counts them.
+Tally prune_groups(const Kernels& kernels, const Array& a, const Groups& groups);
+
+}  // namespace secateur

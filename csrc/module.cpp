@@ -1,0 +1,91 @@
+// The Python module secateur._native: addresses and integers in, integers out. Python has checked the tensors.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "drive.h"
+#include "isa.h"
+#include "pool.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace secateur;
+
+namespace {
+
+Array array(uintptr_t ptr, uint64_t n, int width) { return {reinterpret_cast<void*>(ptr), n, width}; }
+
+int64_t* int64s(uintptr_t ptr) { return reinterpret_cast<int64_t*>(ptr); }
+
+// Without the interpreter's lock, so that other Python threads run meanwhile.
+template <class F>
+auto released(F work) {
+    const nb::gil_scoped_release release;
+    return work();
+}
+
+nb::tuple py_scan(uintptr_t ptr, uint64_t n, int width) {
+    const Tally t = released([&] { return scan(kernels(), array(ptr, n, width)); });
+    return nb::make_tuple(t.zeros, t.max_key);
+}
+
+nb::tuple py_bracket(uintptr_t ptr, uint64_t n, int width, uint64_t lo, uint64_t hi, uintptr_t out_ptr,
+                     uint64_t out_cap) {
+    const Tally t = released([&] {
+        return bracket(kernels(), array(ptr, n, width), lo, hi, reinterpret_cast<void*>(out_ptr), out_cap);
+    });
+    return nb::make_tuple(t.below, static_cast<int64_t>(t.inside), t.zeros, t.max_key, t.min_above);
+}
+
+nb::tuple py_fill(uintptr_t ptr, uint64_t n, int width, uint64_t cut_key, uint64_t cut_index) {
+    const Tally t = released([&] { return cut(kernels(), array(ptr, n, width), cut_key, cut_index, true); });
+    return nb::make_tuple(t.below, t.min_above);
+}
+
+nb::tuple py_count(uintptr_t ptr, uint64_t n, int width, uint64_t cut_key, uint64_t cut_index) {
+    const Tally t = released([&] { return cut(kernels(), array(ptr, n, width), cut_key, cut_index, false); });
+    return nb::make_tuple(t.below, t.zeros, t.min_above, t.max_key);
+}
+
+void py_histogram(uintptr_t ptr, uint64_t n, int width, int shift, uint64_t prefix, uintptr_t bins_ptr,
+                  uint64_t nbins) {
+    released([&] { histogram(kernels(), array(ptr, n, width), shift, prefix, int64s(bins_ptr), nbins); });
+}
+
+int64_t py_tie_index(uintptr_t ptr, uint64_t n, int width, uint64_t key, uint64_t r) {
+    return released([&] { return tie_index(kernels(), array(ptr, n, width), key, r); });
+}
+
+void py_lamp_table(uintptr_t ptr, uint64_t n, int width, int shift, int scale_exp, uintptr_t counts_ptr,
+                   uintptr_t sums_ptr, uint64_t nbins) {
+    released([&] {
+        lamp_table(kernels(), array(ptr, n, width), shift, scale_exp, int64s(counts_ptr), int64s(sums_ptr), nbins);
+    });
+}
+
+nb::tuple py_nm(uintptr_t ptr, uint64_t outer, uint64_t groups, uint64_t of, uint64_t inner, uint64_t prune, int width,
+                bool write) {
+    const Tally t = released([&] {
+        return prune_groups(kernels(), array(ptr, outer * groups * of * inner, width), {of, inner, prune, write});
+    });
+    return nb::make_tuple(t.below, t.zeros, t.min_above, t.max_key);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.def("set_pool", &set_pool, "parallel_for"_a, "get_num_threads"_a);
+    m.def("threads", &pool_size);
+    m.def("isa", [] { return kernels().name; });
+    m.def("isas", &usable_isas);
+    m.def("use_isa", &use_isa, "name"_a);
+    m.def("scan", &py_scan, "ptr"_a, "n"_a, "width"_a);
+    m.def("bracket", &py_bracket, "ptr"_a, "n"_a, "width"_a, "lo"_a, "hi"_a, "out_ptr"_a, "out_cap"_a);
+    m.def("fill", &py_fill, "ptr"_a, "n"_a, "width"_a, "cut_key"_a, "cut_index"_a);
+    m.def("count", &py_count, "ptr"_a, "n"_a, "width"_a, "cut_key"_a, "cut_index"_a);
+    m.def("histogram", &py_histogram, "ptr"_a, "n"_a, "width"_a, "shift"_a, "prefix"_a, "bins_ptr"_a, "nbins"_a);
+    m.def("tie_index", &py_tie_index, "ptr"_a, "n"_a, "width"_a, "key"_a, "r"_a);
+    m.def("lamp_table", &py_lamp_table, "ptr"_a, "n"_a, "width"_a, "shift"_a, "scale_exp"_a, "counts_ptr"_a,
+          "sums_ptr"_a, "nbins"_a);
+    m.def("nm", &py_nm, "ptr"_a, "outer"_a, "groups"_a, "of"_a, "inner"_a, "prune"_a, "width"_a, "write"_a);
+}

@@ -1,0 +1,111 @@
+"""Sentences about what was measured, made from the numbers, so that they cannot disagree with the charts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from examples.first_cut.settings import METHODS, REFERENCE
+from examples.first_cut.stats import Interval
+from examples.first_cut.summary import Network, Point
+from examples.first_cut.words import NAMES, percent, points, share, signed
+
+CLOSE = 0.01
+"""A network within one point of its dense accuracy counts as close to it."""
+
+
+def excludes_zero(value: Interval) -> bool:
+    """Whether the 95 % interval lies wholly on one side of zero; never so for a single number."""
+    return value.half is not None and abs(value.mean) > value.half
+
+
+def network_findings(network: Network) -> list[str]:
+    """What the sweep of one network shows: the order at the far end, the expectation from papers, recalibration."""
+    said = [_ranking(network), _expectation(network), _close(network)]
+    if network.batchnorm:
+        said += [_recalibration(network), _flops(network)]
+    return said
+
+
+def _ranking(network: Network) -> str:
+    last = {m: points[-1] for m, points in network.points.items()}
+    order = sorted(METHODS, key=lambda m: -last[m].final.mean)
+    scores = ", ".join(f"{NAMES[m]} {percent(last[m].final)}" for m in order)
+    return f"At {share(last[order[0]].sparsity, 0)}, best first: {scores} (dense {percent(network.dense)})."
+
+
+def _expectation(network: Network) -> str:
+    """Global against uniform, the comparison papers have an expectation for."""
+    uniform = network.points["uniform"]
+    ahead = [p for p in uniform if p.minus_global.mean < 0]
+    sure = [p for p in uniform if excludes_zero(p.minus_global)]
+    far = uniform[-1]
+    verdict = "as expected" if far.minus_global.mean < 0 else "against that expectation"
+    if not excludes_zero(far.minus_global):
+        verdict += ", but not beyond the noise of these seeds"
+    surely = _list(sure) if sure else "no sparsity"
+    return (
+        f"Papers lead one to expect global above uniform at high sparsity. Measured: global is ahead on average at "
+        f"{len(ahead)} of {len(uniform)} sparsities; at {share(far.sparsity, 0)} uniform minus global is "
+        f"{points(far.minus_global)} points, {verdict}. The paired interval excludes zero at {surely}."
+    )
+
+
+def _close(network: Network) -> str:
+    """The highest sparsity up to which each method stays close to dense."""
+    floor = network.dense.mean - CLOSE
+    reach = {}
+    for method, row in network.points.items():
+        held = [p.sparsity for p in row if all(q.final.mean >= floor for q in row if q.sparsity <= p.sparsity)]
+        reach[method] = f"{share(max(held), 0)}" if held else "none of them"
+    listed = ", ".join(f"{NAMES[m]} {r}" for m, r in reach.items())
+    return f"Highest sparsity tried up to which the mean stays within one point of dense: {listed}."
+
+
+def _recalibration(network: Network) -> str:
+    gains = {
+        (method, p.sparsity): p.after.mean - p.before.mean
+        for method, row in network.points.items()
+        if method != "random"
+        for p in row
+        if p.after is not None
+    }
+    (method, sparsity), gain = max(gains.items(), key=lambda item: item[1])
+    dense = ""
+    if network.dense_after is not None:
+        dense = f" The dense network goes from {percent(network.dense)} to {percent(network.dense_after)} by the same step."
+    worse = sum(g < 0 for g in gains.values())
+    return (
+        f"Recalibrating BatchNorm on training images changes the mean accuracy of magnitude pruning by "
+        f"{signed(100 * min(gains.values()), 1)} to {signed(100 * gain, 1)} points, most for {NAMES[method]} at {share(sparsity, 0)}; "
+        f"it lowers it at {worse} of {len(gains)} points.{dense}"
+    )
+
+
+def _flops(network: Network) -> str:
+    last = {m: points_[-1] for m, points_ in network.points.items() if m != "random"}
+    order = sorted(last, key=lambda m: last[m].flops.mean)
+    listed = ", ".join(f"{NAMES[m]} {share(last[m].flops.mean)}" for m in order)
+    return (
+        f"The same number of weights is not the same amount of work: at {share(last[order[0]].sparsity, 0)} sparsity the "
+        f"multiplications left are {listed} of the dense network's."
+    )
+
+
+def encoder_findings(encoder: dict[str, Any]) -> list[str]:
+    """What the encoder's two scores show."""
+    said = []
+    for test, title in (("wordsim", "WordSim-353"), ("lee50", "Lee50")):
+        rows = [r for r in encoder["runs"] if r["method"] == "uniform"]
+        parts = []
+        for r in rows:
+            change = r["scores"][test]["minus_global"]
+            clear = "" if change["low"] > 0 or change["high"] < 0 else ", within noise"
+            span = f"{signed(change['low'], 3)} to {signed(change['high'], 3)}"
+            parts.append(f"{signed(change['score'], 3)} at {share(r['asked'], 0)} ({span}{clear})")
+        said.append(f"{title}, uniform minus {REFERENCE}: {'; '.join(parts)}.")
+    return said
+
+
+def _list(row: Sequence[Point]) -> str:
+    return ", ".join(f"{share(p.sparsity, 0)}" for p in row)

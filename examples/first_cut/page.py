@@ -1,0 +1,139 @@
+"""Results as one self-contained HTML page, and as a table in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from rich.console import Console
+from rich.table import Table
+
+from examples.first_cut import charts
+from examples.first_cut.answer import MARGIN, follows, headline, sentence
+from examples.first_cut.job import Results
+from examples.first_cut.settings import METHODS
+from examples.first_cut.stats import student_quantile
+from examples.first_cut.summary import Network
+from examples.first_cut.words import NAMES, percent, points, share
+
+TESTS = {"wordsim": "WordSim-353 (Spearman)", "lee50": "Lee50 (Pearson)"}
+
+
+def figure(svg: str, caption: str) -> dict[str, Any]:
+    """A chart and the words above it."""
+    return {"svg": Markup(svg), "caption": caption}
+
+
+def figures(network: Network) -> list[dict[str, Any]]:
+    """The charts of one network."""
+    if not network.batchnorm:
+        accuracy = charts.accuracy_chart(network, lambda p: p.before, network.dense, "after pruning")
+        return [
+            figure(accuracy, "Test accuracy, nothing retrained"),
+            figure(charts.difference_chart(network), "Accuracy minus global, in points, same trained weights"),
+        ]
+    before = charts.accuracy_chart(network, lambda p: p.before, network.dense, "before recalibration")
+    dense = network.dense_after or network.dense
+    after = charts.accuracy_chart(network, lambda p: p.after, dense, "after recalibration")
+    return [
+        figure(before, "Test accuracy right after pruning"),
+        figure(after, "Test accuracy after BatchNorm recalibration"),
+        figure(charts.difference_chart(network), "After recalibration: accuracy minus global, in points"),
+        figure(charts.flops_chart(network), "After recalibration: accuracy against FLOPs"),
+    ]
+
+
+def tables(network: Network) -> list[dict[str, Any]]:
+    """All numbers of one network: a table a quantity, a row a sparsity, a column a method."""
+    shown = [("Test accuracy right after pruning", lambda p: percent(p.before))]
+    if network.batchnorm:
+        shown.append(("Test accuracy after BatchNorm recalibration", lambda p: percent(p.after)))
+    shown.append(("Accuracy minus global on the same weights, in points", lambda p: points(p.minus_global)))
+    shown.append(("Effective FLOPs left, of the dense network's", lambda p: percent(p.flops)))
+    rows = range(len(network.points[METHODS[0]]))
+    return [
+        {
+            "title": title,
+            "head": ["pruned", *(NAMES[m] for m in METHODS)],
+            "rows": [
+                [
+                    share(network.points[METHODS[0]][i].sparsity, 0),
+                    *(show(network.points[m][i]) for m in METHODS),
+                ]
+                for i in rows
+            ],
+        }
+        for title, show in shown
+    ]
+
+
+def encoder_table(encoder: dict[str, Any]) -> dict[str, Any]:
+    """All numbers of the encoder."""
+
+    def span(s: dict[str, float]) -> str:
+        return f"{s['score']:.3f} ({s['low']:.3f} to {s['high']:.3f})"
+
+    rows = [[share(0.0, 0), "dense", *(span(encoder["dense"][t]) for t in TESTS), share(1.0), share(0.0)]]
+    for r in encoder["runs"]:
+        scores = [span(r["scores"][t]) for t in TESTS]
+        flops, model = share(r["flops"] / r["flops_dense"]), share(r["model_sparsity"])
+        rows.append([share(r["asked"], 0), NAMES[r["method"]], *scores, flops, model])
+    head = ["pruned", "allocation", *TESTS.values(), "FLOPs left", "of all parameters"]
+    return {"title": "Scores with 95% bootstrap intervals", "head": head, "rows": rows}
+
+
+def render(results: Results, seconds: dict[str, float]) -> str:
+    """The page as one HTML document that loads nothing."""
+    here = Path(__file__).parent
+    environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined)
+    encoder = results.measured["encoder"]
+    last = max(r["asked"] for r in encoder["runs"])
+    deepest = next(r for r in encoder["runs"] if r["method"] == "global" and r["asked"] == last)
+    n = len(results.settings.seeds)
+    return environment.get_template("page.html.j2").render(
+        results=results,
+        settings=results.settings,
+        seconds=seconds,
+        headline=headline(results.answers),
+        sentences=[sentence(a) for a in results.answers],
+        follows=follows(results.answers),
+        margin=round(100 * MARGIN),
+        layer_sparsity=share(results.settings.layer_sparsity, 0),
+        n=n,
+        t=student_quantile(0.975, n - 1) if n > 1 else None,
+        networks=[
+            {"about": net, "figures": figures(net), "tables": tables(net), "bars": Markup(charts.layer_bars(net))}
+            for net in results.networks
+        ],
+        encoder=encoder,
+        encoder_figures=[
+            figure(charts.score_chart(encoder, t, title), f"{title}: agreement with people") for t, title in TESTS.items()
+        ],
+        encoder_table=encoder_table(encoder),
+        grid=Markup(charts.encoder_grid(deepest["layers"])),
+        grid_sparsity=share(last, 0),
+    )
+
+
+def print_summary(results: Results, console: Console) -> None:
+    """The numbers people ask for first, as tables in the terminal."""
+    for network in results.networks:
+        dense = percent(network.dense)
+        table = Table(title=f"{network.title}: test accuracy, dense {dense}", title_justify="left")
+        table.add_column("pruned", justify="right")
+        for method in METHODS:
+            table.add_column(NAMES[method], justify="right")
+        for row in zip(*(network.points[m] for m in METHODS), strict=True):
+            table.add_row(share(row[0].sparsity, 0), *(percent(p.final) for p in row))
+        console.print(table)
+    encoder = encoder_table(results.measured["encoder"])
+    table = Table(*encoder["head"], title=results.measured["encoder"]["title"], title_justify="left")
+    for row in encoder["rows"]:
+        table.add_row(*row)
+    console.print(table)
+    for line in ("Does global prune the early layers less?", headline(results.answers)):
+        console.print(line, highlight=False, soft_wrap=True)
+    for answer in results.answers:
+        console.print(f"  {sentence(answer)}", highlight=False, soft_wrap=True)

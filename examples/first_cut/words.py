@@ -1,0 +1,62 @@
+"""How numbers and names are written, on the page and in the terminal: one way, with spaces that do not break."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from examples.first_cut.stats import Interval
+
+NAMES = {"global": "global", "lamp": "LAMP", "erk": "ERK", "uniform": "uniform", "random": "random"}
+"""What people call the methods."""
+
+PLUS_MINUS = "\u00a0±\u00a0"
+
+
+def share(value: float, digits: int = 1) -> str:
+    """A share as per cent.
+
+    >>> share(0.9712), share(0.93, 0)
+    ('97.1%', '93%')
+    """
+    return f"{100 * value:.{digits}f}%"
+
+
+def signed(value: float, digits: int) -> str:
+    """A number with its sign, a true minus, and no sign on what is rounded to zero.
+
+    >>> signed(-0.0123, 3), signed(1.26, 1), signed(-0.0001, 2)
+    ('−0.012', '+1.3', '0.00')
+    """
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def percent(value: Interval) -> str:
+    """A share with its interval.
+
+    >>> percent(Interval(0.971, 0.0044, 3)).replace("\\u00a0", " "), percent(Interval(0.5, None, 1))
+    ('97.1 ± 0.4%', '50.0%')
+    """
+    half = "" if value.half is None else f"{PLUS_MINUS}{100 * value.half:.1f}"
+    return f"{100 * value.mean:.1f}{half}%"
+
+
+def points(value: Interval) -> str:
+    """A difference of shares with its interval, in points.
+
+    >>> points(Interval(-0.012, 0.003, 3)).replace("\\u00a0", " ")
+    '−1.2 ± 0.3'
+    """
+    half = "" if value.half is None else f"{PLUS_MINUS}{100 * value.half:.1f}"
+    return f"{signed(100 * value.mean, 1)}{half}"
+
+
+def join(words: Sequence[str]) -> str:
+    """Words as English lists them.
+
+    >>> join(["a"]), join(["a", "b", "c"]), join([])
+    ('a', 'a, b and c', '')
+    """
+    if len(words) < 2:
+        return "".join(words)
+    return ", ".join(words[:-1]) + " and " + words[-1]

@@ -1,0 +1,59 @@
+"""secateur: prunes neural networks by magnitude, exactly and in one line.
+
+>>> import torch, secateur
+>>> model = torch.nn.Linear(100, 10)
+>>> secateur.prune(model, 0.9).sparsity
+0.9
+"""
+
+from secateur.api import apply, from_torch_prune, inspect, masks, plan, prune
+from secateur.core.criteria import elementwise, magnitude, random
+from secateur.core.patterns import NM, Block, Channel, Unstructured
+from secateur.core.plan import Plan, keep_mask
+from secateur.errors import (
+    BadInput,
+    BadTensor,
+    Infeasible,
+    NotDefined,
+    NothingChosen,
+    OutputExists,
+    PlanMismatch,
+    SecateurError,
+    SecateurWarning,
+)
+from secateur.evaluate.calibrate import recalibrate_batchnorm
+from secateur.evaluate.flops import Flops, count_flops
+from secateur.report.report import Report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NM",
+    "BadInput",
+    "BadTensor",
+    "Block",
+    "Channel",
+    "Flops",
+    "Infeasible",
+    "NotDefined",
+    "NothingChosen",
+    "OutputExists",
+    "Plan",
+    "PlanMismatch",
+    "Report",
+    "SecateurError",
+    "SecateurWarning",
+    "Unstructured",
+    "apply",
+    "count_flops",
+    "elementwise",
+    "from_torch_prune",
+    "inspect",
+    "keep_mask",
+    "magnitude",
+    "masks",
+    "plan",
+    "prune",
+    "random",
+    "recalibrate_batchnorm",
+]

@@ -1,0 +1,178 @@
+"""What the verbs share: finding the store, making a plan over it, carrying it out, counting what is there."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from secateur.core.elements import Measured, Meter, chunks_of, survey
+from secateur.core.fast import settle
+from secateur.core.keys import FORMATS
+from secateur.core.make import Request, make
+from secateur.core.patterns import Unstructured
+from secateur.core.plan import Plan, pack, row_of
+from secateur.core.select import Cut
+from secateur.core.types import Part, Spec
+from secateur.core.write import count_row, write_row
+from secateur.errors import BadInput, PlanMismatch, SecateurError, SecateurWarning
+from secateur.report.report import Report, ReportRow
+from secateur.stores.base import Store, choose, matches
+from secateur.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from secateur.api import Globs, Path, Target
+
+
+def store_of(target: Target, roles: Mapping[str, str] | None) -> Store:
+    """The store of a target."""
+    if isinstance(target, str | PathLike):
+        from secateur.stores.checkpoint import CheckpointStore
+
+        return CheckpointStore(target, roles=roles)
+    return MemoryStore(target, roles=roles)
+
+
+def check_out(target: Target, out: Path | None) -> None:
+    """A path is pruned to another path, everything else in place."""
+    is_path = isinstance(target, str | PathLike)
+    if is_path and out is None:
+        raise BadInput(f"{str(target)!r} is a path: say where the result goes with out=; files are not changed in place.")
+    if out is not None and not is_path:
+        raise BadInput(
+            f"out= goes with a path; a {type(target).__name__} is pruned in place. Save it afterwards as you always do "
+            "(save_pretrained, safetensors.torch.save_model)."
+        )
+
+
+def make_plan(
+    store: Store, request: Request, include: Globs, ignore: Globs, *, stacklevel: int = 3
+) -> Plan:
+    """The plan of a request over a store, with its warnings issued."""
+    specs = choose(store.specs(), include, ignore)
+    store.check(specs)
+    made = make(specs, store.parts, request, matches, store.sum)
+    for text in made.warnings:
+        warnings.warn(text, SecateurWarning, stacklevel=stacklevel)
+    return made
+
+
+def carry_out(made: Plan, store: Store, out: Path | None, overwrite: bool) -> Report:
+    """Writes what a plan says, and reports what was counted while writing."""
+    specs = {s.name: s for s in store.specs()}
+
+    def part_of(name: str) -> list[Part]:
+        return list(store.parts(specs[name], "whole"))
+
+    with nullcontext() if out is None else store.staged(out, overwrite):
+        measured = {}
+        for row in made.chosen:
+            m = write_row(made, row, store.parts, store.sum, part_of, store.write)
+            if m.zeros != row.prune:
+                raise SecateurError(f"wrote {m.zeros} zeros to {row.name!r} where the plan says {row.prune}: a bug.")
+            measured[row.name] = m
+        rest = {r.name: r for r in count_rows([specs[r.name] for r in made.rows if r.name not in measured], store)}
+    asked = {r.name: r.asked for r in made.rows}
+    rows = [
+        _written(specs[r.name], measured[r.name], asked[r.name]) if r.name in measured else rest[r.name]
+        for r in made.rows
+    ]
+    what = {
+        "sparsity": made.sparsity, "threshold": made.threshold, "criterion": made.criterion,
+        "allocation": made.allocation, "pattern": str(made.pattern),
+    }  # fmt: skip
+    return Report(tuple(rows), what, made.warnings, None if out is None else str(out))
+
+
+def _row(spec: Spec, **more: object) -> ReportRow:
+    dtype = str(spec.dtype).removeprefix("torch.")
+    return ReportRow(spec.name, spec.shape, dtype, spec.role, spec.numel, aliases=spec.aliases, **more)  # type: ignore[arg-type]
+
+
+def _written(spec: Spec, m: Measured, asked: int | None) -> ReportRow:
+    return _row(spec, zeros=m.zeros, threshold=m.threshold, asked=asked)
+
+
+def count_rows(specs: Sequence[Spec], store: Store) -> tuple[ReportRow, ...]:
+    """Report rows of tensors as they are; those without values to count have no figures."""
+    countable = {s.name for s in store.every()}
+    return tuple(_count(s, store) if s.name in countable else _row(s, skip=s.skip) for s in specs)
+
+
+def _count(spec: Spec, store: Store) -> ReportRow:
+    if spec.dtype not in FORMATS:
+        return _row(spec, skip=spec.skip)
+    found = settle(spec, store.parts, Cut(1, 0))
+    if found is not None and found.largest < FORMATS[spec.dtype].nonfinite:
+        return _row(spec, zeros=found.zeros, threshold=found.threshold, skip=spec.skip)
+    facts, meter = survey(spec, store.parts, store.sum), Meter(spec.dtype)
+    for part in chunks_of(spec, store.parts):
+        meter.add(part.tensor, torch.zeros(part.tensor.shape, dtype=torch.bool, device=part.tensor.device))
+    threshold = meter.total(store.sum).threshold
+    return _row(spec, zeros=facts.zeros, threshold=threshold, nonfinite=facts.nonfinite, skip=spec.skip)
+
+
+def plan_of_masks(masks: Mapping[str, Tensor], store: Store) -> Plan:
+    """Masks as a plan that carries them.
+
+    Raises:
+        PlanMismatch: a name the target does not have, another shape, not bool.
+    """
+    if not isinstance(masks, Mapping) or not masks:
+        raise BadInput(f"apply takes a Plan or a dict of bool masks, got {type(masks).__name__}: {masks!r:.80}")
+    specs = store.specs()
+    by_name = {n: s for s in specs for n in (s.name, *s.aliases)}
+    packed: dict[str, Tensor] = {}
+    for name, mask in masks.items():
+        spec = by_name.get(name)
+        if spec is None:
+            raise PlanMismatch(f"there is a mask for {name!r}, but the target has no such tensor; it has {_some(by_name)}.")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != spec.shape:
+            got = f"{tuple(mask.shape)}, {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise PlanMismatch(f"the mask of {spec} must be a bool tensor of its shape, True = keep; got {got}.")
+        if spec.name in packed:
+            raise PlanMismatch(f"{name!r} is another name of {spec.name!r}, which has a mask already.")
+        packed[spec.name] = pack(mask)
+    chosen = [replace(s, skip=None if s.name in packed else s.skip or "has no mask") for s in specs]
+    store.check(chosen)
+    empty = Plan((), None, None, "masks", "masks", Unstructured(), "keep", (), packed)
+    rows = []
+    for s in chosen:
+        taken = count_row(empty, row_of(s), store.parts, store.sum) if s.skip is None else None
+        more = {"zeros": taken.zeros, "prune": taken.pruned, "threshold": taken.threshold} if taken else {}
+        rows.append(row_of(s, **more))
+    return replace(empty, rows=tuple(rows))
+
+
+def refuse_other(made: Plan, store: Store) -> None:
+    """Refuses a target that is not the one a plan was made for, before anything is touched.
+
+    Raises:
+        PlanMismatch: a tensor is missing, has another shape or dtype, or gives another count at the plan's cut.
+    """
+    specs = {s.name: s for s in store.specs()}
+    for row in made.chosen:
+        spec = specs.get(row.name)
+        if spec is None:
+            raise PlanMismatch(f"the plan prunes {row.name!r}, but the target has no such tensor; it has {_some(specs)}.")
+        if spec.shape != row.shape or spec.dtype != row.spec.dtype:
+            raise PlanMismatch(f"the plan was made for {row.spec}, but the target has {spec}: make a new plan.")
+    store.check([replace(specs[r.name], skip=None) for r in made.chosen])
+    for row in made.chosen:
+        taken = count_row(made, row, store.parts, store.sum)
+        if taken.pruned != row.prune:
+            raise PlanMismatch(
+                f"at the plan's cut {taken.pruned} weights of {row.spec} would be zero, where the plan says {row.prune}: "
+                "its values are not those the plan was made from. Make a new plan."
+            )
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:8]) + (", …" if len(listed) > 8 else "")

@@ -1,0 +1,232 @@
+"""Selectors: for each pattern, how to take the smallest of some tensors, and which elements a cut then means.
+
+All three answer the same two questions: `take` finds the cuts for a count over a pool of tensors and says what they do;
+`gone` yields a tensor piece by piece with the elements that go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from . import criteria as crit
+from . import fast
+from .elements import (
+    SCORES,
+    Facts,
+    Meter,
+    keyed_magnitude,
+    keyed_scores,
+    magnitude_space,
+    own_cuts,
+    pruned_by,
+    refuse_nonfinite,
+    survey,
+)
+from .groups import block_of, full_cut, levelled, partial_cuts
+from .keys import FORMATS
+from .patterns import NM, Block, Channel, Pattern, UnitPattern
+from .select import Cut, Keyed, Space, smallest
+from .types import Part, Parts, Reduce, Spec
+from .units import UnitScorer, UnitTable, expand, smallest_units, units_gone
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where values come from, and what to make of them."""
+
+    parts: Parts
+    reduce: Reduce
+    criterion: crit.Criterion
+    nonfinite: str
+
+    def facts(self, spec: Spec) -> Facts:
+        """Zeros and non-finite values of one tensor; refuses the latter unless the user said what to do with them."""
+        found = fast.settle(spec, self.parts, Cut(1, 0))
+        if found is not None and found.largest < FORMATS[spec.dtype].nonfinite:
+            return Facts(found.zeros, 0)
+        facts = survey(spec, self.parts, self.reduce)
+        if facts.nonfinite and self.nonfinite == "error":
+            refuse_nonfinite(spec, facts.nonfinite)
+        return facts
+
+    @property
+    def by_magnitude(self) -> bool:
+        """Whether the criterion is plain magnitude, whose keys need no score."""
+        return self.criterion is crit.magnitude
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a cut does to one tensor: weights that are zero afterwards and before, and the smallest that survives."""
+
+    cut: Cut
+    pruned: int
+    zeros: int
+    threshold: float | None
+
+
+class Selector(Protocol):
+    """What every pattern's selector answers."""
+
+    def take(self, specs: Sequence[Spec], count: int) -> list[Taken]:
+        """Prunes the ``count`` smallest of a pool of tensors, in rank order (by name)."""
+        ...
+
+    def gone(self, spec: Spec, cut: Cut) -> Iterator[tuple[Part, Tensor]]:
+        """One tensor in flat pieces, each with the elements that go (bool)."""
+        ...
+
+
+def _measured(selector: Selector, source: Source, spec: Spec, cut: Cut, zeros: int) -> Taken:
+    meter = Meter(spec.dtype)
+    for part, gone in selector.gone(spec, cut):
+        meter.add(part.tensor, gone)
+    m = meter.total(source.reduce)
+    return Taken(cut, m.zeros, zeros, m.threshold)
+
+
+def settled(selector: Selector, source: Source, spec: Spec, cut: Cut) -> Taken:
+    """What a given cut does to one tensor of single weights."""
+    found = fast.settle(spec, source.parts, cut) if source.nonfinite != "prune" else None
+    if found is None or found.largest >= FORMATS[spec.dtype].nonfinite:
+        return _measured(selector, source, spec, cut, source.facts(spec).zeros)
+    return Taken(cut, found.pruned, found.zeros, found.threshold)
+
+
+def _keyed(source: Source, spec: Spec, pool: torch.dtype, block: int = 1) -> Keyed:
+    """A tensor with its keys; `fast` counts digits of plain magnitudes of the pool's own dtype."""
+    if not source.by_magnitude:
+        return keyed_scores(spec, source.parts, source.criterion, source.nonfinite, block)
+    keyed = keyed_magnitude(spec, source.parts, pool, source.nonfinite, block)
+    if block > 1 or pool != spec.dtype or source.nonfinite == "prune":
+        return keyed
+    return Keyed(spec, keyed.chunks, partial(_histogram, spec, source.parts))
+
+
+def _histogram(spec: Spec, parts: Parts, shift: int, width: int, prefix: int | None) -> Tensor | None:
+    bins = [fast.histogram(p, shift, width, prefix) for p in parts(spec, "chunk")]
+    return sum((b for b in bins if b is not None), torch.zeros(1 << width, dtype=torch.int64)) if None not in bins else None
+
+
+@dataclass(frozen=True)
+class Elements:
+    """Single weights: the cut is a pair of key and flat index."""
+
+    source: Source
+
+    def take(self, specs: Sequence[Spec], count: int) -> list[Taken]:
+        """See `Selector`."""
+        s = self.source
+        if s.by_magnitude and s.nonfinite != "prune" and (picked := fast.pick(specs, s.parts, count)) is not None:
+            for spec, p in zip(specs, picked, strict=True):
+                if p.largest >= FORMATS[spec.dtype].nonfinite and s.nonfinite == "error":
+                    s.facts(spec)
+            return [Taken(p.cut, p.pruned, p.zeros, p.threshold) for p in picked]
+        facts = [s.facts(spec) for spec in specs]
+        space, pool = magnitude_space(specs) if s.by_magnitude else (SCORES, torch.float64)
+        keyed = [_keyed(s, spec, pool) for spec in specs]
+        cuts = smallest(keyed, count, space, s.reduce)
+        if s.by_magnitude:
+            cuts = own_cuts(cuts, specs, pool)
+        return [_measured(self, s, spec, c, f.zeros) for spec, c, f in zip(specs, cuts, facts, strict=True)]
+
+    def gone(self, spec: Spec, cut: Cut) -> Iterator[tuple[Part, Tensor]]:
+        """See `Selector`."""
+        lowest = 0 if self.source.by_magnitude else SCORES.lowest
+        for keys, part in _keyed(self.source, spec, spec.dtype).chunks():
+            yield part, pruned_by(keys, part, cut, lowest)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """N:M: the cut also names the rank inside a group that it falls in."""
+
+    source: Source
+    pattern: NM
+
+    def take(self, specs: Sequence[Spec], count: int) -> list[Taken]:
+        """See `Selector`; at the full count every tensor is on its own."""
+        if count == sum(self.full_count(s) for s in specs):
+            return [self._full(s) for s in specs]
+        s = self.source
+        facts = [s.facts(spec) for spec in specs]
+        space, pool = magnitude_space(specs) if s.by_magnitude else (SCORES, torch.float64)
+        keyed = [_keyed(s, spec, pool, block_of(spec, self.pattern)) for spec in specs]
+        cuts = partial_cuts(keyed, self.pattern, count, space, s.reduce)
+        if s.by_magnitude:
+            own = own_cuts(cuts, specs, pool)
+            cuts = [Cut(o.key, o.index, c.level) for o, c in zip(own, cuts, strict=True)]
+        return [_measured(self, s, spec, c, f.zeros) for spec, c, f in zip(specs, cuts, facts, strict=True)]
+
+    def full_count(self, spec: Spec) -> int:
+        """How many weights of a tensor the pattern prunes at its full count."""
+        return spec.numel // self.pattern.of * (self.pattern.of - self.pattern.keep)
+
+    def _full(self, spec: Spec) -> Taken:
+        s = self.source
+        cut = full_cut(self.pattern, Space(FORMATS[spec.dtype].bits) if s.by_magnitude else SCORES)
+        if s.by_magnitude and s.nonfinite != "prune":
+            found = [fast.groups(p, self.pattern, write=False) for p in s.parts(spec, "whole")]
+            if len(found) == 1 and found[0] is not None:
+                after, before, threshold, top = found[0]
+                if top >= FORMATS[spec.dtype].nonfinite:
+                    s.facts(spec)
+                return Taken(cut, after, before, threshold)
+        return _measured(self, s, spec, cut, s.facts(spec).zeros)
+
+    def gone(self, spec: Spec, cut: Cut) -> Iterator[tuple[Part, Tensor]]:
+        """See `Selector`."""
+        assert cut.level is not None
+        space = Space(FORMATS[spec.dtype].bits) if self.source.by_magnitude else SCORES
+        keyed = _keyed(self.source, spec, spec.dtype, block_of(spec, self.pattern))
+        for keys, part in levelled(keyed, self.pattern, cut.level, space).chunks():
+            yield part, pruned_by(keys, part, cut, space.lowest)
+
+
+@dataclass(frozen=True)
+class Units:
+    """Blocks and channels: the cut is a pair of unit key and unit number."""
+
+    source: Source
+    pattern: UnitPattern
+    _tables: dict[str, UnitTable] = field(default_factory=dict)
+
+    def take(self, specs: Sequence[Spec], count: int) -> list[Taken]:
+        """See `Selector`."""
+        cuts = smallest_units([self.table(s) for s in specs], count)
+        return [
+            _measured(self, self.source, spec, c, self.source.facts(spec).zeros)
+            for spec, c in zip(specs, cuts, strict=True)
+        ]
+
+    def table(self, spec: Spec) -> UnitTable:
+        """The tensor's units and their keys, made once."""
+        if spec.name not in self._tables:
+            self.source.facts(spec)
+            s = self.source
+            scorer = UnitScorer(self.pattern, s.criterion, s.nonfinite, s.parts, s.reduce)
+            self._tables[spec.name] = scorer.table(spec)
+        return self._tables[spec.name]
+
+    def gone(self, spec: Spec, cut: Cut) -> Iterator[tuple[Part, Tensor]]:
+        """See `Selector`. Single zeros inside a unit that survives are zeros, not prunings, and stay."""
+        table = self.table(spec)
+        which = units_gone(table, cut)
+        for part in self.source.parts(spec, "chunk"):
+            for chunk in part.chunks(1 << 20):
+                yield chunk, expand(table, which, chunk)
+
+
+def selector_of(pattern: Pattern, source: Source) -> Selector:
+    """The selector of a pattern."""
+    if isinstance(pattern, NM):
+        return Groups(source, pattern)
+    if isinstance(pattern, Block | Channel):
+        return Units(source, pattern)
+    return Elements(source)

@@ -1,0 +1,180 @@
+"""Elements of tensors as keys, and what a cut does to them: the torch routines, one chunk at a time.
+
+`secateur.native` has routines that give the same bits; `secateur.core.fast` calls those where whole tensors are in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.errors import BadTensor
+
+from . import criteria as crit
+from .keys import CHUNK, FORMATS, LOWEST, common_dtype, convert_cut, key_value, magnitude_key, order_key
+from .select import Cut, Keyed, Space, kth_key
+from .types import Part, Parts, Reduce, Spec
+
+KeyOf = Callable[[Part], Tensor]
+"""Int64 keys of a part, of its shape."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Counted from a tensor's values: how many are zero, and how many are NaN or infinite."""
+
+    zeros: int
+    nonfinite: int
+
+
+def chunks_of(spec: Spec, parts: Parts, block: int = 1) -> Iterator[Part]:
+    """All parts of one tensor in flat chunks of bounded size, none of which cuts a run of ``block`` elements."""
+    for part in parts(spec, "chunk" if block == 1 else "unit"):
+        yield from part.chunks(_size(block))
+
+
+def _size(block: int) -> int:
+    return max(1, CHUNK // block) * block
+
+
+def survey(spec: Spec, parts: Parts, reduce: Reduce) -> Facts:
+    """Counts zeros and non-finite values of one tensor, over all workers."""
+    counts = torch.zeros(2, dtype=torch.int64)
+    for chunk in chunks_of(spec, parts):
+        keys = magnitude_key(chunk.tensor)
+        counts += torch.stack([(keys == 0).sum(), (keys >= FORMATS[spec.dtype].nonfinite).sum()]).cpu()
+    zeros, bad = reduce(counts).tolist()
+    return Facts(zeros, bad)
+
+
+def refuse_nonfinite(spec: Spec, count: int) -> None:
+    """Raises for a tensor that holds NaN or infinite weights."""
+    raise BadTensor(
+        f"{spec} holds {count} NaN or infinite weight{'s' if count != 1 else ''}, which have no magnitude to compare. "
+        "Repair the model, or say nonfinite='keep' (they survive) or nonfinite='prune' (they go first)."
+    )
+
+
+def dead(part: Part, nonfinite: str) -> Tensor:
+    """Where a weight comes first in every order: where it is zero, and under ``nonfinite='prune'`` NaN or infinite."""
+    keys = magnitude_key(part.tensor)
+    gone = keys == 0
+    return gone | (keys >= FORMATS[part.spec.dtype].nonfinite) if nonfinite == "prune" else gone
+
+
+def magnitude_keys(pool: torch.dtype, nonfinite: str) -> KeyOf:
+    """Keys of ``|w|`` in the key space of the dtype ``pool``, 0 for `dead` weights."""
+
+    def keys(part: Part) -> Tensor:
+        own = part.tensor
+        k = magnitude_key(own if own.dtype == pool else own.detach().to(pool))
+        return k.masked_fill_(dead(part, nonfinite), 0) if nonfinite == "prune" else k
+
+    return keys
+
+
+def score_reader(
+    spec: Spec, parts: Parts, criterion: crit.Criterion, block: int = 1
+) -> Callable[[], Iterator[tuple[Part, Tensor]]]:
+    """How to read one tensor's scores: pairs of a flat part and its scores, in pieces of bounded size.
+
+    An elementwise criterion is called again for every reading; any other is called once, with whole tensors, and its
+    scores are kept.
+    """
+    if crit.is_elementwise(criterion):
+        return lambda: ((chunk, crit.scores(criterion, chunk)) for chunk in chunks_of(spec, parts, block))
+    kept = [(part, crit.scores(criterion, part).reshape(-1)) for part in parts(spec, "whole")]
+
+    def read() -> Iterator[tuple[Part, Tensor]]:
+        for part, scores in kept:
+            yield from zip(part.chunks(_size(block)), scores.split(_size(block)), strict=True)
+
+    return read
+
+
+SCORES = Space(64, LOWEST)
+"""The key space of scores other than magnitude."""
+
+
+def magnitude_space(specs: Sequence[Spec]) -> tuple[Space, torch.dtype]:
+    """One key space for the magnitudes of tensors of any dtypes, and the dtype it belongs to."""
+    pool = common_dtype(s.dtype for s in specs)
+    return Space(FORMATS[pool].bits), pool
+
+
+def keyed_magnitude(spec: Spec, parts: Parts, pool: torch.dtype, nonfinite: str, block: int = 1) -> Keyed:
+    """A tensor with its magnitude keys in the space of ``pool``."""
+    key_of = magnitude_keys(pool, nonfinite)
+    return Keyed(spec, lambda: ((key_of(chunk), chunk) for chunk in chunks_of(spec, parts, block)))
+
+
+def keyed_scores(spec: Spec, parts: Parts, criterion: crit.Criterion, nonfinite: str, block: int = 1) -> Keyed:
+    """A tensor with the order keys of a criterion's scores, in the space `SCORES`; `LOWEST` for `dead` weights."""
+    read = score_reader(spec, parts, criterion, block)
+
+    def chunks() -> Iterator[tuple[Tensor, Part]]:
+        for part, scores in read():
+            yield order_key(scores, str(spec)).masked_fill_(dead(part, nonfinite), LOWEST), part
+
+    return Keyed(spec, chunks)
+
+
+def own_cuts(cuts: Sequence[Cut], specs: Sequence[Spec], pool: torch.dtype) -> list[Cut]:
+    """Cuts found in the key space of ``pool``, each in the keys of its own tensor's dtype."""
+    return [Cut(*convert_cut(c.key, c.index, pool, s.dtype)) for c, s in zip(cuts, specs, strict=True)]
+
+
+def pruned_by(keys: Tensor, part: Part, cut: Cut, lowest: int) -> Tensor:
+    """Where a flat part's elements fall below the cut, given their keys; bool."""
+    gone = keys < cut.key
+    if cut.index:
+        start = part.start
+        if isinstance(start, int) and start + keys.numel() <= cut.index:
+            gone |= keys == cut.key
+        elif not isinstance(start, int) or start < cut.index:
+            gone |= (keys == cut.key) & (part.index() < cut.index)
+    return gone | (keys == lowest)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Counted under a mask: elements that are zero or go, and the smallest magnitude that survives (None: nothing does)."""
+
+    zeros: int
+    threshold: float | None
+
+
+class Meter:
+    """Adds up `Measured` over flat pieces of one tensor and the masks that fall on them."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._zeros = 0
+        self._smallest: int | None = None
+
+    def add(self, values: Tensor, gone: Tensor) -> None:
+        """Counts a piece: ``values`` and where they go, of one shape."""
+        keys = magnitude_key(values)
+        live = keys[~(gone | (keys == 0))]
+        self._zeros += keys.numel() - live.numel()
+        if live.numel():
+            low = int(live.min())
+            self._smallest = low if self._smallest is None else min(low, self._smallest)
+
+    def total(self, reduce: Reduce) -> Measured:
+        """The counts over all workers."""
+        zeros, seen = reduce(torch.tensor([self._zeros, int(self._smallest is not None)])).tolist()
+        if not seen:
+            return Measured(zeros, None)
+        low = smallest_over_workers(self._smallest, Space(FORMATS[self._dtype].bits), reduce)
+        return Measured(zeros, key_value(low, self._dtype))
+
+
+def smallest_over_workers(key: int | None, space: Space, reduce: Reduce) -> int:
+    """The smallest of the workers' keys, by sums of counts alone; ``None`` from a worker that has none."""
+    mine = torch.tensor([] if key is None else [key], dtype=torch.int64)
+    spec = Spec("", (1,), torch.int64, "")
+    return kth_key([Keyed(spec, lambda: iter([(mine, Part(spec, mine))]))], 1, space, reduce)

@@ -1,0 +1,198 @@
+"""LAMP: how many weights each tensor loses when all are ranked by layer-adaptive magnitude.
+
+``score(u) = w_u**2 / sum(w_v**2 for v with |w_v| >= |w_u|)``, Lee et al., "Layer-adaptive sparsity for the magnitude-based
+pruning" (arXiv:2010.07611). Equal magnitudes get equal scores, as the formula says (the official code ranks ties). Inside a
+tensor the score grows with magnitude, so LAMP is an allocation: it decides counts, magnitude decides which.
+
+The sums are sums of integers: squares scaled by a power of two of the tensor's largest and rounded once. A score is one
+correctly rounded float64 division of the square by that sum. All that is needed of a tensor is a small table: a count and a
+sum for each range of keys. Only the ranges in which the answer may lie are looked at more closely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import fast
+from .allocate import Bounds
+from .elements import chunks_of
+from .keys import FORMATS, magnitude_key
+from .types import Parts, Reduce, Spec
+from .units import agree, exponent, larger, rounded, times_power
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+DIGIT = 16
+
+
+@dataclass(frozen=True)
+class LampTable:
+    """One tensor's ranges of magnitude keys, ascending: ``counts[i]`` weights have keys in ``[first[i], last[i]]``, and
+    their scaled squares add up to ``sums[i]``.
+    """
+
+    spec: Spec
+    exponent: int
+    bits: int
+    first: Ints
+    last: Ints
+    counts: Ints
+    sums: Ints
+
+    def scores(self) -> tuple[Floats, Floats]:
+        """(lowest, highest) score that a weight of each range can have; equal where a range is a single key."""
+        at_least = np.cumsum(self.sums[::-1])[::-1]
+        low, high = squares(self.spec, self.first, self.exponent), squares(self.spec, self.last, self.exponent)
+        above = at_least - self.sums + integers(low, self.bits)
+        unit = 2.0**self.bits
+        with np.errstate(divide="ignore", invalid="ignore"):
+            lowest = np.where(low == 0.0, 0.0, low * unit / at_least)
+            highest = np.where(high == 0.0, 0.0, high * unit / above)
+        return lowest, np.where(self.first == self.last, lowest, highest)
+
+
+def squares(spec: Spec, keys: Ints, e: int) -> Floats:
+    """``(|w| * 2**-e)**2`` of the magnitudes that keys stand for; at most 1 for those that occur."""
+    f = FORMATS[spec.dtype]
+    finite = torch.from_numpy(np.minimum(keys, f.nonfinite - 1))
+    values = times_power(finite.to(f.view).view(spec.dtype).to(torch.float64), -e)
+    return (values * values).numpy()
+
+
+def integers(values: Floats, bits: int) -> Ints:
+    """`rounded` for numpy arrays; values above 1 (of keys that do not occur) are cut off."""
+    return rounded(torch.from_numpy(np.minimum(values, 1.0)), bits).numpy()
+
+
+def lamp_counts(
+    specs: Sequence[Spec], limits: Sequence[Bounds], total: int, parts: Parts, reduce: Reduce
+) -> list[int]:
+    """Counts whose sum is ``total``: those of the smallest ``(score, tensor rank, |w|)``, within the bounds."""
+    tables = [lamp_table(s, parts, reduce) for s in specs]
+    while True:
+        scored = [t.scores() for t in tables]
+        ends = [np.concatenate([[0], np.cumsum(t.counts)]) for t in tables]
+        first = _reach([low for low, _ in scored], ends, limits, total)
+        last = _reach([high for _, high in scored], ends, limits, total)
+        todo = [
+            (i, (t.first < t.last) & (low <= last) & (high >= first))
+            for i, (t, (low, high)) in enumerate(zip(tables, scored, strict=True))
+        ]
+        todo = [(i, which) for i, which in todo if which.any()]
+        if not todo:
+            break
+        for i, which in todo:
+            tables[i] = refine(tables[i], which, parts, reduce)
+    lows = [low for low, _ in scored]
+    below = _counts(lows, ends, limits, last, "left")
+    upto = _counts(lows, ends, limits, last, "right")
+    missing = total - sum(below)
+    for i, most in enumerate(upto):
+        step = min(most - below[i], missing)
+        below[i] += step
+        missing -= step
+    return below
+
+
+def _counts(scores: Sequence[Floats], ends: Sequence[Ints], limits: Sequence[Bounds], s: float, side: str) -> list[int]:
+    """Weights a tensor with scores < s ("left") or <= s ("right"), within the bounds."""
+    found = [int(e[np.searchsorted(v, s, side=side)]) for v, e in zip(scores, ends, strict=True)]  # type: ignore[call-overload]
+    return [min(max(c, b.low), b.high) for c, b in zip(found, limits, strict=True)]
+
+
+def _reach(scores: Sequence[Floats], ends: Sequence[Ints], limits: Sequence[Bounds], total: int) -> float:
+    """The smallest score s at which the counts with scores <= s add up to ``total``: bisection over float64 bits."""
+    lo, hi = -1, int(np.float64(np.inf).view(np.int64))
+    while hi - lo > 1:
+        mid = (lo + hi) // 2
+        s = float(np.int64(mid).view(np.float64))
+        lo, hi = (lo, mid) if sum(_counts(scores, ends, limits, s, "right")) >= total else (mid, hi)
+    return float(np.int64(hi).view(np.float64))
+
+
+def lamp_table(spec: Spec, parts: Parts, reduce: Reduce) -> LampTable:
+    """The coarse table of one tensor: zeros, and ranges of the leading 15 bits of the key."""
+    f = FORMATS[spec.dtype]
+    shift = max(0, f.bits - DIGIT + 1)
+    bits = 62 - max(0, (spec.numel - 1).bit_length())
+    none, top = _extent(spec, parts, reduce)
+    nbins = 1 << (f.bits - shift)
+    table = torch.zeros(2, nbins, dtype=torch.int64)
+    for part in parts(spec, "chunk"):
+        if fast.lamp_bins(part, shift, bits - 2 * top, table):
+            continue
+        for chunk in part.chunks(1 << 20):
+            bins = magnitude_key(chunk.tensor) >> shift
+            table[0] += torch.bincount(bins, minlength=nbins).cpu()
+            share = times_power(chunk.tensor.detach().to(torch.float64), -top)
+            table[1].index_add_(0, bins.cpu(), rounded(share * share, bits).cpu())
+    counts, sums = reduce(table).numpy()
+    first = np.arange(nbins, dtype=np.int64) << shift
+    last = first + (1 << shift) - 1
+    if shift:  # zeros are a key of their own; the rest of the first bin is the smallest subnormals
+        first[0] = 1
+        counts[0] -= none
+        first, last, counts, sums = (
+            np.concatenate([[v], x]) for v, x in ((0, first), (0, last), (none, counts), (0, sums))
+        )
+    else:
+        sums = counts * integers(squares(spec, first, top), bits)
+    live = counts > 0
+    return LampTable(spec, top, bits, first[live], last[live], counts[live], sums[live])
+
+
+def _extent(spec: Spec, parts: Parts, reduce: Reduce) -> tuple[int, int]:
+    """(zeros, binary exponent of the largest magnitude) of one tensor, over all workers."""
+    zeros, e = 0, None
+    for part in parts(spec, "chunk"):
+        found = fast.extent(part)
+        if found is not None:
+            zeros, e = zeros + found[0], larger(e, exponent(found[1]))
+            continue
+        for chunk in part.chunks(1 << 20):
+            zeros += int((magnitude_key(chunk.tensor) == 0).sum())
+            e = larger(e, exponent(chunk.tensor.detach().to(torch.float64)))
+    return int(reduce(torch.tensor([zeros]))[0]), agree(e, reduce)
+
+
+def refine(table: LampTable, which: NDArray[np.bool_], parts: Parts, reduce: Reduce) -> LampTable:
+    """The table with some of its ranges cut into at most 2**16 smaller ones each."""
+    lows, highs = table.first[which], table.last[which]
+    steps = [max(0, int(h - lo).bit_length() - DIGIT) for lo, h in zip(lows, highs, strict=True)]
+    bins = [torch.zeros(2, (int(h - lo) >> s) + 1, dtype=torch.int64) for lo, h, s in zip(lows, highs, steps, strict=True)]
+    for keys in _keys_between(table.spec, parts, int(lows[0]), int(highs[-1])):
+        q = torch.from_numpy(integers(squares(table.spec, keys.numpy(), table.exponent), table.bits))
+        for lo, hi, s, b in zip(lows, highs, steps, bins, strict=True):
+            inside = (keys >= int(lo)) & (keys <= int(hi))
+            at = (keys[inside] - int(lo)) >> s
+            b[0] += torch.bincount(at, minlength=b.shape[1])
+            b[1].index_add_(0, at, q[inside])
+    columns = [[x[~which]] for x in (table.first, table.last, table.counts, table.sums)]
+    for lo, hi, s, b in zip(lows, highs, steps, bins, strict=True):
+        counts, sums = (reduce(row).numpy() for row in b)
+        live = np.flatnonzero(counts)
+        first = lo + (live << s)
+        for column, new in zip(columns, (first, np.minimum(first + (1 << s) - 1, hi), counts[live], sums[live]), strict=True):
+            column.append(new)
+    merged = [np.concatenate(c) for c in columns]
+    order = np.argsort(merged[0], kind="stable")
+    first, last, counts, sums = (x[order] for x in merged)
+    return replace(table, first=first, last=last, counts=counts, sums=sums)
+
+
+def _keys_between(spec: Spec, parts: Parts, lo: int, hi: int) -> Iterator[Tensor]:
+    """All magnitude keys in ``[lo, hi]`` that this worker holds, in pieces, on the CPU."""
+    for part in parts(spec, "chunk"):
+        found = fast.between(part, lo, hi)
+        if found is not None:
+            yield found
+            continue
+        for chunk in part.chunks(1 << 20):
+            keys = magnitude_key(chunk.tensor)
+            yield keys[(keys >= lo) & (keys <= hi)].cpu()

@@ -1,0 +1,331 @@
+"""The one composition: from descriptions, parts and a request to a `Plan`, over any store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from secateur.errors import BadInput, Infeasible, NotDefined, NothingChosen
+
+from .allocate import (
+    Bounds,
+    bounds,
+    check_counts,
+    check_sparsity,
+    erdos_renyi,
+    level_counts,
+    pick,
+    plus_limits,
+    prune_count,
+    refuse_infeasible,
+)
+from .choose import Groups, Selector, Source, Taken, selector_of, settled
+from .combine import Choice, why_refused
+from .criteria import Criterion, describe, is_named
+from .keys import key_at_least
+from .lamp import lamp_counts
+from .patterns import NM, Block, Channel, Pattern
+from .plan import Plan, Row, pack, row_of
+from .select import Cut, identity
+from .spelling import Allocation, allocation_of, criterion_of, describe_allocation, pattern_of
+from .types import Parts, Reduce, Spec
+
+Match = Callable[[Spec, str], bool]
+NONFINITE = ("error", "keep", "prune")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a plan, resolved and checked; see `secateur.prune` for the meaning of each."""
+
+    sparsity: float | None
+    threshold: float | None
+    criterion: Criterion
+    allocation: Allocation
+    pattern: Pattern
+    max_sparsity: float | Mapping[str, float] | None
+    min_keep: int
+    nonfinite: Literal["error", "keep", "prune"]
+
+    @staticmethod
+    def of(
+        sparsity: Any = None, *, threshold: Any = None, criterion: Any = "magnitude", allocation: Any = "global",
+        pattern: Any = "unstructured", max_sparsity: Any = None, min_keep: Any = 0, nonfinite: Any = "error",
+    ) -> Request:  # fmt: skip
+        """Resolves short forms and refuses what cannot be meant.
+
+        Raises:
+            BadInput: a value out of range or unknown.
+            NotDefined: choices that have no meaning together.
+        """
+        if sparsity is not None:
+            sparsity = check_sparsity(sparsity)
+        if threshold is not None:
+            threshold = _check_threshold(threshold)
+        for value in max_sparsity.values() if isinstance(max_sparsity, Mapping) else [max_sparsity]:
+            if value is not None:
+                check_sparsity(value, "max_sparsity")
+        if isinstance(min_keep, bool) or not isinstance(min_keep, int) or min_keep < 0:
+            raise BadInput(f"min_keep is a count of weights, an int >= 0; got {min_keep!r}.")
+        if nonfinite not in NONFINITE:
+            raise BadInput(f"nonfinite must be one of {', '.join(NONFINITE)}; got {nonfinite!r}.")
+        p, a, c = pattern_of(pattern), allocation_of(allocation), criterion_of(criterion)
+        if isinstance(a, Mapping):
+            for glob, value in a.items():
+                check_sparsity(value, f"allocation[{glob!r}]")
+        caps = max_sparsity is not None or min_keep > 0
+        if reason := why_refused(Choice(p, a, c, nonfinite, sparsity, threshold, caps)):
+            raise NotDefined(reason + ".")
+        if isinstance(p, NM):
+            sparsity = 1 - p.keep / p.of
+        if sparsity is None and threshold is None and not isinstance(a, Mapping):
+            raise BadInput("say how much to prune: sparsity=0.9 (a fraction), or threshold=1e-3 (a magnitude).")
+        if isinstance(p, Block | Channel) and p.reduce is None:
+            p = replace(p, reduce="mean" if a == "global" else "l2")
+        return Request(sparsity, threshold, c, a, p, max_sparsity, min_keep, nonfinite)
+
+
+def _check_threshold(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or type(value).__module__ == "numpy":
+        raise BadInput(f"threshold must be a Python number > 0, got {value!r} ({type(value).__name__}).")
+    if not 0 < value < math.inf:
+        raise BadInput(f"threshold is a magnitude, 0 < threshold < inf: weights with |w| < threshold go; got {value!r}.")
+    return float(value)
+
+
+def make(
+    specs: Sequence[Spec], parts: Parts, request: Request, match: Match, reduce: Reduce = identity
+) -> Plan:
+    """Makes the plan of a request over the chosen ones of ``specs``; reads values, writes nothing.
+
+    Args:
+        specs: all tensors of the store, sorted by name, filters applied.
+        parts: the store's values.
+        request: what is asked.
+        match: whether a glob of a mapping matches a tensor.
+        reduce: sums counts over workers.
+
+    Raises:
+        BadInput, BadTensor, NothingChosen, Infeasible, NotDefined: see `secateur.prune`. Nothing is touched.
+    """
+    specs, warnings = _eligible(specs, request.pattern)
+    chosen = [s for s in specs if s.skip is None]
+    maker = _Maker(request, chosen, parts, reduce, match)
+    asked, taken = maker.allocate()
+    by_name = {s.name: (a, t) for s, a, t in zip(chosen, asked, taken, strict=True)}
+    rows = tuple(_planned(s, request, *by_name[s.name]) if s.skip is None else row_of(s) for s in specs)
+    masks = None
+    if not is_named(request.criterion):
+        masks = {s.name: maker.mask(s, t.cut) for s, t in zip(chosen, taken, strict=True)}
+    return Plan(
+        rows, request.sparsity, request.threshold, describe(request.criterion), describe_allocation(request.allocation),
+        request.pattern, request.nonfinite, (*warnings, *_warnings(rows)), masks,
+    )  # fmt: skip
+
+
+def _planned(spec: Spec, request: Request, asked: int | None, taken: Taken) -> Row:
+    pattern = request.pattern
+    followers = pattern.grid(spec).followers if isinstance(pattern, Channel) else ()
+    cut = taken.cut if is_named(request.criterion) else None
+    return row_of(
+        spec, zeros=taken.zeros, asked=asked, prune=taken.pruned, threshold=taken.threshold, cut=cut, followers=followers
+    )
+
+
+def _eligible(specs: Sequence[Spec], pattern: Pattern) -> tuple[list[Spec], list[str]]:
+    """Skips tensors that cannot carry the pattern, with one warning; refuses one that the user named."""
+    out, odd = [], []
+    for s in specs:
+        why = pattern.why_not(s) if s.skip is None else None
+        if why and s.named:
+            raise NotDefined(f"{s} cannot be pruned in the pattern {pattern}: {why}. Leave it out, or change the pattern.")
+        if why:
+            odd.append(f"{s.name} ({why})")
+            s = replace(s, skip=f"cannot carry {pattern}: {why}")
+        out.append(s)
+    if all(s.skip for s in out):
+        raise NothingChosen(f"no tensor can carry the pattern {pattern}: {'; '.join(odd[:6])}.")
+    return out, [f"{len(odd)} tensors cannot carry {pattern} and stay dense: {'; '.join(odd)}"] if odd else []
+
+
+def _warnings(rows: Sequence[Row]) -> list[str]:
+    pruned = [r for r in rows if r.skip is None and r.numel]
+    empty = [r.name for r in pruned if r.zeros == r.numel]
+    emptied = [r.name for r in pruned if r.prune == r.numel and r.zeros != r.numel]
+    out = []
+    if empty:
+        out.append(f"wholly zero before pruning (zero-initialised?): {', '.join(empty)}")
+    if emptied:
+        out.append(f"left with nothing: {', '.join(emptied)}; cap them with max_sparsity or min_keep")
+    return out
+
+
+@dataclass
+class _Maker:
+    """Allocation and selection for one request."""
+
+    request: Request
+    specs: list[Spec]
+    parts: Parts
+    reduce: Reduce
+    match: Match
+
+    def __post_init__(self) -> None:
+        r = self.request
+        self.source = Source(self.parts, self.reduce, r.criterion, r.nonfinite)
+        facts = None
+        if r.nonfinite != "error":
+            facts = [self.source.facts(s) for s in self.specs]
+            if not any(f.nonfinite for f in facts):
+                self.source = replace(self.source, nonfinite="error")
+        self._facts = facts
+        self.selector: Selector = selector_of(r.pattern, self.source)
+
+    @property
+    def facts(self):  # type: ignore[no-untyped-def]
+        """`Facts` of every tensor, read once and only when needed."""
+        if self._facts is None:
+            self._facts = [self.source.facts(s) for s in self.specs]
+        return self._facts
+
+    def allocate(self) -> tuple[list[int | None], list[Taken]]:
+        """(count asked of each tensor, what its cut does)."""
+        r = self.request
+        if r.threshold is not None:
+            return [None] * len(self.specs), [self._below(s, r.threshold) for s in self.specs]
+        if isinstance(self.selector, Groups):
+            counts = [self.selector.full_count(s) for s in self.specs]
+            return list(counts), self._each(counts)
+        if r.allocation == "global":
+            return self._pooled()
+        counts = self._counts()
+        return list(counts), self._each(counts)
+
+    def _each(self, counts: Sequence[int]) -> list[Taken]:
+        self._spare_nonfinite([(s, c) for s, c in zip(self.specs, counts, strict=True)])
+        return [self.selector.take([s], c)[0] for s, c in zip(self.specs, counts, strict=True)]
+
+    def _below(self, spec: Spec, threshold: float) -> Taken:
+        key, _ = key_at_least(threshold, spec.dtype)
+        return settled(self.selector, self.source, spec, Cut(max(1, key), 0))
+
+    def _spare_nonfinite(self, counts: Sequence[tuple[Spec, int]]) -> None:
+        """Refuses counts that reach into weights that ``nonfinite="keep"`` promises to keep."""
+        if self.source.nonfinite == "keep":
+            bad = {s.name: f.nonfinite for s, f in zip(self.specs, self.facts, strict=True)}
+            for s, c in counts:
+                if c > s.numel - bad[s.name]:
+                    raise Infeasible(
+                        f'{c} weights of {s} are to go, but {bad[s.name]} of its {s.numel} are NaN or infinite and '
+                        f'nonfinite="keep" keeps them. Ask for less, or say nonfinite="prune".'
+                    )
+
+    def _limits(self) -> list[Bounds]:
+        r = self.request
+        dropped = self.source.nonfinite == "prune"
+        out = []
+        for s, f in zip(self.specs, self.facts, strict=True):
+            cap = r.max_sparsity
+            if isinstance(cap, Mapping):
+                cap = pick(cap, s, self.match, "max_sparsity")
+            out.append(bounds(s, f.zeros + (f.nonfinite if dropped else 0), cap, r.min_keep))
+        return out
+
+    @property
+    def _capped(self) -> bool:
+        return self.request.max_sparsity is not None or self.request.min_keep > 0
+
+    def _total(self) -> int:
+        assert self.request.sparsity is not None
+        return prune_count(sum(s.numel for s in self.specs), self.request.sparsity)
+
+    def _pooled(self) -> tuple[list[int | None], list[Taken]]:
+        """``"global"``: one pool; tensors that would exceed their cap are held at it, and the others lose more."""
+        total = self._total()
+        self._check_globs()
+        if self.source.nonfinite == "keep":
+            self._spare_total(total)
+        if not self._capped:
+            return [None] * len(self.specs), self.selector.take(self.specs, total)
+        limits = self._limits()
+        refuse_infeasible(self.specs, limits, total)
+        high = {s.name: b.high for s, b in zip(self.specs, limits, strict=True)}
+        held: dict[str, Taken] = {}
+        while True:
+            free = [s for s in self.specs if s.name not in held]
+            left = total - sum(t.pruned for t in held.values())
+            found = dict(zip((s.name for s in free), self.selector.take(free, left), strict=True))
+            over = [s for s in free if found[s.name].pruned > high[s.name]]
+            if not over:
+                taken = {**held, **found}
+                return [None] * len(self.specs), [taken[s.name] for s in self.specs]
+            held.update((s.name, self.selector.take([s], high[s.name])[0]) for s in over)
+
+    def _spare_total(self, total: int) -> None:
+        finite = sum(s.numel - f.nonfinite for s, f in zip(self.specs, self.facts, strict=True))
+        if total > finite:
+            raise Infeasible(
+                f'{total} weights are to go, but only {finite} are finite and nonfinite="keep" keeps the others. '
+                f'Ask for less, or say nonfinite="prune".'
+            )
+
+    def _counts(self) -> list[int]:
+        """Counts of the allocations that decide them before looking at which weights."""
+        r, specs = self.request, self.specs
+        self._check_globs()
+        if isinstance(r.allocation, Mapping):
+            return self._mapped(r.allocation)
+        if callable(r.allocation):
+            rows = tuple(row_of(s, zeros=f.zeros) for s, f in zip(specs, self.facts, strict=True))
+            return check_counts(r.allocation(rows, r.sparsity), specs)
+        assert r.sparsity is not None
+        if r.allocation == "uniform":
+            return self._uniform(r.sparsity)
+        limits = self._limits()
+        if r.allocation == "uniform_plus":
+            limits = plus_limits(specs, limits)
+        total = max(self._total(), sum(b.low for b in limits))
+        refuse_infeasible(specs, limits, total)
+        if r.allocation == "uniform_plus":
+            return level_counts([s.numel for s in specs], limits, total)
+        if r.allocation == "lamp":
+            return lamp_counts(specs, limits, total, self.parts, self.reduce)
+        return erdos_renyi(specs, limits, total, kernel=r.allocation == "erk")
+
+    def _uniform(self, sparsity: float) -> list[int]:
+        counts = [prune_count(s.numel, sparsity) for s in self.specs]
+        if not self._capped:
+            return counts
+        limits = self._limits()
+        if all(c <= b.high for c, b in zip(counts, limits, strict=True)):
+            return counts
+        total = max(sum(counts), sum(b.low for b in limits))
+        refuse_infeasible(self.specs, limits, total)
+        return level_counts([s.numel for s in self.specs], limits, total)
+
+    def _mapped(self, table: Mapping[str, float]) -> list[int]:
+        counts = []
+        for s in self.specs:
+            share = pick(table, s, self.match, "allocation")
+            share = self.request.sparsity if share is None else share
+            if share is None:
+                raise BadInput(f"the allocation says nothing of {s.name!r}: give sparsity= for the rest (0 leaves it).")
+            counts.append(prune_count(s.numel, share))
+        return counts
+
+    def _check_globs(self) -> None:
+        """A glob of a mapping that matches no chosen tensor is a slip."""
+        for what in ("allocation", "max_sparsity"):
+            table = getattr(self.request, what)
+            for glob in table if isinstance(table, Mapping) else ():
+                if not any(self.match(s, glob) for s in self.specs):
+                    known = ", ".join(s.name for s in self.specs[:8])
+                    raise NothingChosen(f"{what}: {glob!r} matches none of the chosen tensors ({known}, …).")
+
+    def mask(self, spec: Spec, cut: Cut) -> torch.Tensor:
+        """The packed keep-mask of one tensor."""
+        return pack(~torch.cat([g for _, g in self.selector.gone(spec, cut)]))

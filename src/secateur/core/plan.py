@@ -1,0 +1,242 @@
+"""A plan: what would be done, as data, one row a tensor. The dry run *is* the plan.
+
+From a row's cut any process computes its part of the mask alone, so the plan of a checkpoint of any size is a small JSON
+text. Only a plan whose criterion cannot be recomputed from the weights carries the masks themselves, bit-packed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur.errors import BadInput, PlanMismatch
+
+from .choose import Source, selector_of
+from .criteria import Criterion, RandomCriterion, magnitude
+from .elements import chunks_of
+from .patterns import NM, Block, Channel, Member, Pattern, Unstructured
+from .select import Cut, identity
+from .spelling import pattern_of
+from .types import Align, Part, Parts, Reduce, Spec
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a plan says of one tensor.
+
+    Attributes:
+        name, aliases, shape, dtype, role, out_dim, in_dim, batch_dims, groups: as in its `Spec`.
+        zeros: weights that are zero now.
+        asked: weights the allocation asks to be zero (``None`` under a threshold).
+        prune: weights that will be zero: ``max(asked, zeros)``, or for blocks and channels the units that fit.
+        threshold: the smallest ``|w|`` that survives, or ``None`` if nothing does.
+        cut: below what to prune, in the keys of the tensor's dtype.
+        followers: tensors whose slices go with this one's units (a bias), with their dims.
+        skip: why the tensor is left alone, or ``None``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: str
+    out_dim: int | None = None
+    in_dim: int | None = None
+    batch_dims: tuple[int, ...] = ()
+    groups: int = 1
+    aliases: tuple[str, ...] = ()
+    zeros: int | None = None
+    asked: int | None = None
+    prune: int | None = None
+    threshold: float | None = None
+    cut: Cut | None = None
+    followers: tuple[Member, ...] = ()
+    skip: str | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.spec.numel
+
+    @property
+    def sparsity(self) -> float | None:
+        """Fraction that will be zero; ``None`` for a tensor that is skipped or empty."""
+        return self.prune / self.numel if self.prune is not None and self.numel else None
+
+    @property
+    def spec(self) -> Spec:
+        """The tensor as a store would describe it."""
+        dtype = getattr(torch, self.dtype)
+        return Spec(
+            self.name, self.shape, dtype, self.role, self.out_dim, self.in_dim, self.batch_dims, self.groups,
+            aliases=self.aliases, skip=self.skip,
+        )  # fmt: skip
+
+
+def row_of(spec: Spec, **more: Any) -> Row:
+    """A row that describes a tensor."""
+    return Row(
+        spec.name, spec.shape, str(spec.dtype).removeprefix("torch."), spec.role, spec.out_dim, spec.in_dim,
+        spec.batch_dims, spec.groups, spec.aliases, skip=spec.skip, **more,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be done, as data; make one with `secateur.plan`, carry it out with `secateur.apply`.
+
+    Attributes:
+        rows: one `Row` a tensor, sorted by name, skipped ones included.
+        sparsity, threshold: what was asked; one of them is ``None``.
+        criterion, allocation: by name. pattern: the object.
+        nonfinite: what happens to NaN and Inf.
+        warnings: what the user should know before carrying it out.
+        masks: ``None``, or for each pruned tensor its keep-mask as packed bits (uint8, lowest bit first, row-major).
+
+    Example:
+        >>> import torch, secateur
+        >>> plan = secateur.plan({"fc.weight": torch.tensor([[3.0, -1.0]])}, 0.5)
+        >>> plan.rows[0].prune, plan.total, secateur.Plan.from_json(plan.to_json()) == plan
+        (1, 2, True)
+    """
+
+    rows: tuple[Row, ...]
+    sparsity: float | None
+    threshold: float | None
+    criterion: str
+    allocation: str
+    pattern: Pattern
+    nonfinite: str = "error"
+    warnings: tuple[str, ...] = ()
+    masks: Mapping[str, Tensor] | None = field(default=None, compare=False)
+
+    @property
+    def chosen(self) -> tuple[Row, ...]:
+        """The rows of the tensors that are pruned."""
+        return tuple(r for r in self.rows if r.skip is None)
+
+    @property
+    def total(self) -> int:
+        """Number of chosen weights, by their original size."""
+        return sum(r.numel for r in self.chosen)
+
+    @property
+    def prune(self) -> int:
+        """How many chosen weights will be zero."""
+        return sum(r.prune or 0 for r in self.chosen)
+
+    def to_json(self) -> str:
+        """The plan as JSON text, without masks; floats are written so that they read back bit for bit."""
+        reduce = getattr(self.pattern, "reduce", None)
+        head = {
+            "secateur_plan": VERSION, "sparsity": self.sparsity, "threshold": self.threshold,
+            "criterion": self.criterion, "allocation": self.allocation, "pattern": str(self.pattern),
+            "reduce": reduce, "nonfinite": self.nonfinite, "carries_masks": self.masks is not None,
+            "warnings": list(self.warnings), "rows": [asdict(r) for r in self.rows],
+        }  # fmt: skip
+        return json.dumps(head, indent=1)
+
+    @staticmethod
+    def from_json(text: str, masks: Mapping[str, Tensor] | None = None) -> Plan:
+        """Reads `to_json` back.
+
+        Raises:
+            BadInput: not such a text, of a newer version, or made with masks that are not given.
+        """
+        try:
+            head = json.loads(text)
+            if head["secateur_plan"] > VERSION:
+                raise BadInput(f"this plan has version {head['secateur_plan']}, this secateur reads up to {VERSION}.")
+            if head["carries_masks"] and masks is None:
+                raise BadInput("this plan carries its masks in a safetensors file beside the JSON; give both.")
+            pattern = pattern_of(head["pattern"])
+            if head["reduce"]:
+                pattern = replace(pattern, reduce=head["reduce"])  # type: ignore[call-arg,type-var]
+            return Plan(
+                tuple(_row(r) for r in head["rows"]), head["sparsity"], head["threshold"], head["criterion"],
+                head["allocation"], pattern, head["nonfinite"], tuple(head["warnings"]), masks,
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as e:
+            if isinstance(e, BadInput):
+                raise
+            raise BadInput(f"not a plan of secateur: {e!r}") from e
+
+    def __str__(self) -> str:
+        asked = f"sparsity {self.sparsity:g}" if self.sparsity is not None else f"threshold {self.threshold:g}"
+        lines = [f"{asked}, {self.criterion}, {self.allocation}, {self.pattern}: {self.prune} of {self.total} weights"]
+        for r in self.chosen:
+            lines.append(f"  {r.name} {list(r.shape)} {r.role}: {r.prune} of {r.numel} ({r.sparsity or 0:.2%})")
+        return "\n".join(lines)
+
+
+def _row(d: dict[str, Any]) -> Row:
+    d = {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
+    d["cut"] = Cut(**d["cut"]) if d["cut"] else None
+    d["followers"] = tuple(Member(m["name"], tuple(m["dims"])) for m in d["followers"])
+    return Row(**d)
+
+
+def named_criterion(name: str) -> Criterion:
+    """The criterion that a plan's name stands for, for those that need no data."""
+    if name == "magnitude":
+        return magnitude
+    if name.startswith("random(") and name.endswith(")"):
+        return RandomCriterion(int(name[7:-1]))
+    raise PlanMismatch(f"the plan's criterion {name!r} needs its masks, which are not here.")
+
+
+def pack(keep: Tensor) -> Tensor:
+    """A keep-mask as packed bits, lowest bit first, row-major."""
+    return torch.from_numpy(np.packbits(keep.reshape(-1).cpu().numpy(), bitorder="little"))
+
+
+def unpack(bits: Tensor, start: int, count: int) -> Tensor:
+    """``count`` flat elements of a keep-mask from packed bits, from flat index ``start``."""
+    first = start // 8
+    raw = bits[first : (start + count + 7) // 8].cpu().numpy()
+    return torch.from_numpy(np.unpackbits(raw, bitorder="little")[start - 8 * first :][:count].astype(bool))
+
+
+def gone(plan: Plan, row: Row, parts: Parts, reduce: Reduce = identity) -> Iterator[tuple[Part, Tensor]]:
+    """One tensor of a plan in flat pieces, each with the elements that the plan prunes (bool)."""
+    assert row.cut is not None or plan.masks is not None
+    spec = row.spec
+    if plan.masks is not None:
+        for part in chunks_of(spec, parts):
+            if isinstance(part.start, int):
+                keep = unpack(plan.masks[row.name], part.start, part.tensor.numel())
+            else:
+                keep = unpack(plan.masks[row.name], 0, spec.numel)[part.start.cpu()]
+            yield part, ~keep.to(part.tensor.device)
+        return
+    source = Source(parts, reduce, named_criterion(plan.criterion), plan.nonfinite)
+    assert row.cut is not None
+    yield from selector_of(plan.pattern, source).gone(spec, row.cut)
+
+
+def keep_mask(plan: Plan, part: Part) -> Tensor:
+    """The keep-mask of one part, from the plan alone: bool, of the part's shape, ``True`` = keep.
+
+    A part must hold whole groups (N:M) or the whole tensor (blocks, channels).
+
+    Raises:
+        PlanMismatch: the plan has no such tensor, or not of this shape and dtype.
+    """
+    row = next((r for r in plan.chosen if part.spec.name in (r.name, *r.aliases)), None)
+    if row is None or row.shape != part.spec.shape or row.spec.dtype != part.spec.dtype:
+        raise PlanMismatch(f"the plan does not prune {part.spec}.")
+    if isinstance(plan.pattern, Block | Channel) and not part.whole:
+        raise PlanMismatch(f"a mask of {plan.pattern} units needs the whole tensor, not a piece of {part.spec}.")
+
+    def one(spec: Spec, align: Align) -> list[Part]:
+        return [Part(row.spec, part.tensor, part.start)]
+
+    pieces = [g for _, g in gone(plan, row, one)]
+    return ~torch.cat(pieces).view(part.tensor.shape)

@@ -1,0 +1,87 @@
+"""The field's short forms, turned into objects in one place, for the API, the command line and recipes alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from secateur.errors import BadInput
+
+from .criteria import Criterion, check_signature, magnitude, random
+from .patterns import NM, Block, Channel, Pattern, Unstructured
+
+ALLOCATIONS = ("global", "uniform", "uniform_plus", "er", "erk", "lamp")
+_ALIASES = {"local": "uniform", "layerwise": "uniform", "layer-wise": "uniform", "uniform+": "uniform_plus"}
+
+Allocation = str | Mapping[str, float] | Callable[..., Mapping[str, int]]
+
+
+def pattern_of(value: Any) -> Pattern:
+    """A pattern from ``"unstructured"``, ``"2:4"``, ``"4x4"``, ``"channel"``, ``"channel:in"`` or a pattern itself.
+
+    >>> pattern_of("2:4"), pattern_of("4x1")
+    (NM(keep=2, of=4), Block(shape=(4, 1), reduce=None))
+    """
+    if isinstance(value, Unstructured | NM | Block | Channel):
+        return value
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if text in ("unstructured", "channel", "channel:out", "channel:in"):
+            return Unstructured() if text == "unstructured" else Channel("in" if text.endswith("in") else "out")
+        if m := re.fullmatch(r"(\d{1,9}):(\d{1,9})", text):
+            return NM(int(m[1]), int(m[2]))
+        if m := re.fullmatch(r"(\d{1,9})x(\d{1,9})", text):
+            return Block((int(m[1]), int(m[2])))
+    raise BadInput(
+        f'pattern must be "unstructured", "N:M" (N of every M kept, as "2:4"), "RxC" (blocks, as "4x4"), "channel", '
+        f'"channel:in", or one of Unstructured, NM, Block, Channel; got {value!r}.'
+    )
+
+
+def criterion_of(value: Any) -> Criterion:
+    """A criterion from ``"magnitude"``, ``"random"`` (seed 0), or a function.
+
+    >>> criterion_of("magnitude").__name__
+    'magnitude'
+    """
+    if isinstance(value, str):
+        if value == "magnitude":
+            return magnitude
+        if value == "random":
+            return random(0)
+        raise BadInput(
+            f'criterion must be "magnitude", "random", secateur.random(seed), or a function '
+            f"(weight, *, name, index) -> score where higher is kept; got {value!r}."
+        )
+    check_signature(value)
+    return value  # type: ignore[no-any-return]
+
+
+def allocation_of(value: Any) -> Allocation:
+    """An allocation from its name or alias, a mapping of globs to sparsities, or a function.
+
+    >>> allocation_of("local")
+    'uniform'
+    """
+    if isinstance(value, str):
+        name = _ALIASES.get(value.lower(), value.lower())
+        if name in ALLOCATIONS:
+            return name
+    elif isinstance(value, Mapping) or callable(value):
+        return value
+    raise BadInput(
+        f"allocation must be one of {', '.join(ALLOCATIONS)} (or \"local\"), a mapping of globs to sparsities, or a "
+        f"function (rows, sparsity) -> {{name: count}}; got {value!r}."
+    )
+
+
+def describe_allocation(value: Allocation) -> str:
+    """The name that plans and reports carry.
+
+    >>> describe_allocation({"fc*": 0.5})
+    'mapping'
+    """
+    if isinstance(value, str):
+        return value
+    return "mapping" if isinstance(value, Mapping) else str(getattr(value, "__name__", "function"))

@@ -1,0 +1,101 @@
+"""What the pure core knows of a tensor: its description (`Spec`) and the piece of it at hand (`Part`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Align = Literal["chunk", "unit", "whole"]
+"""What a part must not cut: nothing, a unit of the pattern, or the tensor itself."""
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums an int64 tensor of counts over all workers; the identity where there is one."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One tensor as its store describes it, before a value is read.
+
+    Attributes:
+        name: canonical name, without wrappers; for tied tensors the first registered.
+        shape: full shape, also where a part holds only a piece.
+        dtype: of the stored values.
+        role: what the tensor does, one of `secateur.stores.roles.ROLES`.
+        out_dim, in_dim: dims that index output and input features; ``None`` where there is none or it is not known.
+        batch_dims: dims that stack independent weights (experts); the remaining dims are spatial (a kernel).
+        groups: of a grouped convolution, else 1.
+        bias: name of the bias that belongs to the output channels, if any.
+        aliases: the other names of the same storage, and names with wrappers in them.
+        skip: why the tensor is not chosen, or ``None`` if it is.
+        named: whether the user asked for it by full name.
+        order: position in the model's own order of registration; ``None`` where the store does not know it (a file).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    role: str
+    out_dim: int | None = None
+    in_dim: int | None = None
+    batch_dims: tuple[int, ...] = ()
+    groups: int = 1
+    bias: str | None = None
+    aliases: tuple[str, ...] = ()
+    skip: str | None = None
+    named: bool = False
+    order: int | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of elements of the whole tensor."""
+        n = 1
+        for s in self.shape:
+            n *= s
+        return n
+
+    def __str__(self) -> str:
+        return f"{self.name!r} (shape {tuple(self.shape)}, {str(self.dtype).removeprefix('torch.')})"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of one tensor, in memory now.
+
+    Attributes:
+        spec: the tensor it belongs to.
+        tensor: the values, any strides; the store's own storage where it can be written in place.
+        start: flat index, in the whole tensor, of the first element of a piece that is contiguous there in row-major
+            order; or an int64 tensor of ``tensor``'s shape with every element's flat index (a strided shard).
+    """
+
+    spec: Spec
+    tensor: Tensor
+    start: int | Tensor = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether the part is the whole tensor."""
+        return isinstance(self.start, int) and self.tensor.numel() == self.spec.numel
+
+    def chunks(self, size: int) -> Iterator[Part]:
+        """The part in flat pieces of at most ``size`` elements, in order, at least one; views where strides allow."""
+        flat = self.tensor.reshape(-1)
+        start = self.start if isinstance(self.start, int) else self.start.reshape(-1)
+        for a in range(0, max(1, flat.numel()), size):
+            at = start + a if isinstance(start, int) else start[a : a + size]
+            yield Part(self.spec, flat[a : a + size], at)
+
+    def index(self) -> Tensor:
+        """Flat index of each element in the whole tensor, int64, of ``tensor``'s shape."""
+        if isinstance(self.start, Tensor):
+            return self.start
+        n = self.tensor.numel()
+        return torch.arange(self.start, self.start + n, device=self.tensor.device).view(self.tensor.shape)
+
+
+Parts = Callable[[Spec, Align], Iterable[Part]]
+"""Where the core gets values from: a store's ``parts``. May be called many times; must yield the same pieces."""

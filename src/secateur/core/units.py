@@ -1,0 +1,173 @@
+"""Blocks and channels: score units by sums of integers, select units, expand.
+
+Values are scaled by a power of two of the tensor's largest and rounded once, so their sums do not depend on the order of
+addition and add over chunks, threads, shards and ranks, like histograms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import criteria as crit
+from .elements import chunks_of, dead, score_reader
+from .keys import FORMATS, LOWEST, magnitude_key, order_key
+from .patterns import Grid, Reduction, UnitPattern
+from .select import Cut
+from .types import Part, Parts, Reduce, Spec
+
+_SLOTS, _ZERO_SLOT = 2200, 1100  # one slot for each binary exponent of float64, subnormals included
+
+
+@dataclass(frozen=True)
+class UnitTable:
+    """One tensor's units and their order keys (int64, `LOWEST` for units that are wholly zero)."""
+
+    spec: Spec
+    grid: Grid
+    keys: Tensor
+
+
+@dataclass(frozen=True)
+class UnitScorer:
+    """Makes the `UnitTable` of any tensor; every worker gets the same."""
+
+    pattern: UnitPattern
+    criterion: crit.Criterion
+    nonfinite: str
+    parts: Parts
+    reduce: Reduce
+
+    def table(self, spec: Spec) -> UnitTable:
+        """The keys of one tensor's units."""
+        grid = self.pattern.grid(spec)
+        if isinstance(self.criterion, crit.RandomCriterion):
+            scores, live = self._first(spec, grid), self._live(spec, grid)
+        else:
+            scores, live = self._reduced(spec, grid, self.pattern.reduce or "l2")
+        keys = order_key(scores, str(spec)).masked_fill_(live == 0, LOWEST)
+        return UnitTable(spec, grid, keys)
+
+    def _pieces(self, spec: Spec) -> Iterator[tuple[Part, Tensor]]:
+        """Flat parts with the float64 values that a unit's score is made of: 0 where dead or not finite."""
+        for part, scores in score_reader(spec, self.parts, self.criterion)():
+            values = scores.to(torch.float64).masked_fill(dead(part, self.nonfinite), 0.0)
+            yield part, values.masked_fill_(_not_finite(part), 0.0)
+
+    def _reduced(self, spec: Spec, grid: Grid, reduction: Reduction) -> tuple[Tensor, Tensor]:
+        """(scores, live weights) of every unit."""
+        pieces = list(self._pieces(spec)) if not crit.is_elementwise(self.criterion) else None
+        e = None
+        for _, values in pieces if pieces is not None else self._pieces(spec):
+            e = larger(e, exponent(values))
+        top = agree(e, self.reduce)
+        squared = reduction == "l2"
+        bits = 62 - max(0, (grid.unit_size - 1).bit_length())
+        table = torch.zeros(3, grid.units, dtype=torch.int64)
+        for part, values in pieces if pieces is not None else self._pieces(spec):
+            unit = grid.unit_of(part.index()).cpu()
+            share = times_power(values, -top).cpu()
+            if reduction == "max":
+                # Shifted above zero, so that a worker that holds nothing of a unit can say 0 and tables can be added.
+                table[0].scatter_reduce_(0, unit, rounded(share, 60) + (1 << 60), "amax")
+            else:
+                table[0].index_add_(0, unit, rounded(share * share if squared else share, bits))
+            table[1].index_add_(0, unit, (~dead(part, self.nonfinite)).to(torch.int64).cpu())
+            table[2].index_add_(0, unit, _not_finite(part).to(torch.int64).cpu())
+        sums, live, bad = self.reduce(table)
+        if reduction == "max":
+            sums, bits = sums - (1 << 60), 60
+        scores = times_power(sums.to(torch.float64), -bits)
+        scores = {"mean": lambda x: x / grid.unit_size, "l2": torch.sqrt}.get(reduction, lambda x: x)(scores)
+        scores = times_power(scores, top)
+        if self.nonfinite == "keep":
+            scores = scores.masked_fill(bad > 0, float("inf"))
+        return scores, live
+
+    def _live(self, spec: Spec, grid: Grid) -> Tensor:
+        live = torch.zeros(grid.units, dtype=torch.int64)
+        for chunk in chunks_of(spec, self.parts):
+            live.index_add_(0, grid.unit_of(chunk.index()).cpu(), (~dead(chunk, self.nonfinite)).long().cpu())
+        return self.reduce(live)
+
+    def _first(self, spec: Spec, grid: Grid) -> Tensor:
+        """The score of each unit's id: a mean of many hashes would put large units in the middle of the order."""
+        assert isinstance(self.criterion, crit.RandomCriterion)
+        ids = torch.arange(grid.units)
+        return self.criterion(ids, name=spec.name, index=ids)
+
+
+def _not_finite(part: Part) -> Tensor:
+    return magnitude_key(part.tensor) >= FORMATS[part.spec.dtype].nonfinite
+
+
+def exponent(values: Tensor) -> int | None:
+    """The smallest ``e`` with ``|v| < 2**e`` for all values, or ``None`` if all are zero.
+
+    >>> exponent(torch.tensor([0.75, -3.0])), exponent(torch.zeros(2))
+    (2, None)
+    """
+    largest = values.abs().max() if values.numel() else torch.tensor(0.0)
+    return int(torch.frexp(largest.to(torch.float64)).exponent) if float(largest) else None
+
+
+def larger(a: int | None, b: int | None) -> int | None:
+    """The larger of two exponents, where ``None`` is below all."""
+    return b if a is None else a if b is None else max(a, b)
+
+
+def agree(e: int | None, reduce: Reduce) -> int:
+    """The largest exponent of all workers, by a sum of one-hot counts; 0 where nobody has any."""
+    slots = torch.zeros(_SLOTS, dtype=torch.int64)
+    if e is not None:
+        slots[e + _ZERO_SLOT] = 1
+    seen = reduce(slots).nonzero()
+    return int(seen[-1]) - _ZERO_SLOT if seen.numel() else 0
+
+
+def times_power(values: Tensor, power: int) -> Tensor:
+    """``values * 2**power`` (float64), in two steps so that the factor itself never overflows."""
+    half = power // 2
+    return values * 2.0**half * 2.0 ** (power - half)
+
+
+def rounded(values: Tensor, bits: int) -> Tensor:
+    """``round(values * 2**bits)`` as int64, half to even, for ``|values| <= 1`` and ``bits <= 62``."""
+    return torch.round(values * float(1 << bits)).to(torch.int64)
+
+
+def smallest_units(tables: Sequence[UnitTable], count: int) -> list[Cut]:
+    """The cuts that prune the most units, taken in order, whose weights do not exceed ``count``; zero units always.
+
+    Units are few beside weights, and every worker holds the whole (added) table, so this one sorts.
+    """
+    if not tables:
+        return []
+    keys = torch.cat([t.keys for t in tables])
+    sizes = torch.cat([torch.full((t.grid.units,), t.grid.unit_size) for t in tables])
+    order = torch.sort(keys, stable=True).indices
+    fits = int((sizes[order].cumsum(0) <= count).sum())
+    take = max(fits, int((keys == LOWEST).sum()))
+    if take == 0:
+        return [Cut(LOWEST + 1, 0) for _ in tables]
+    last = int(order[take - 1])
+    key, cuts = int(keys[last]), []
+    for t in tables:
+        inside = min(max(last + 1, 0), t.grid.units)
+        cuts.append(Cut(key, inside) if inside < t.grid.units else Cut(key + 1, 0))
+        last -= t.grid.units
+    return cuts
+
+
+def units_gone(table: UnitTable, cut: Cut) -> Tensor:
+    """Which units of one tensor go; bool."""
+    at = torch.arange(table.grid.units)
+    return (table.keys < cut.key) | ((table.keys == cut.key) & (at < cut.index)) | (table.keys == LOWEST)
+
+
+def expand(table: UnitTable, gone: Tensor, part: Part) -> Tensor:
+    """Where a part's elements go, from which units go; bool, of the part's shape."""
+    return gone.to(part.tensor.device)[table.grid.unit_of(part.index())]

@@ -1,0 +1,123 @@
+"""Carrying a plan out on one tensor: zeros written in place, counted while writing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from secateur.errors import PlanMismatch
+
+from . import fast
+from .choose import Source, Taken, Units, selector_of, settled
+from .elements import Measured, Meter
+from .keys import FORMATS
+from .patterns import NM, Block, Channel
+from .plan import Plan, Row, gone, named_criterion
+from .types import Part, Parts, Reduce
+from .units import units_gone
+
+PartsOf = Callable[[str], list[Part]]
+"""All parts, whole, of the tensor of a given name."""
+
+Write = Callable[[Part], None]
+"""Takes a part back that has been written."""
+
+
+def zero_(t: Tensor, where: Tensor) -> None:
+    """Writes +0.0 where the mask says; never by multiplication, which keeps NaN and makes -0.0."""
+    t = t.detach()
+    if t.dtype.itemsize == 1:  # torch has no masked_fill_ for 8-bit floats
+        t = t.view(torch.uint8)
+    t.masked_fill_(where, 0)
+
+
+def count_row(plan: Plan, row: Row, parts: Parts, reduce: Reduce) -> Taken:
+    """What a plan's row would do to the tensor as it is now; nothing is written.
+
+    Raises:
+        BadTensor: NaN or infinite weights where the plan was made without them.
+    """
+    spec = row.spec
+    if plan.masks is None and row.cut is not None:
+        source = Source(parts, reduce, named_criterion(plan.criterion), plan.nonfinite)
+        selector = selector_of(plan.pattern, source)
+        if not isinstance(plan.pattern, NM | Block | Channel):
+            return settled(selector, source, spec, row.cut)
+    meter, before = Meter(spec.dtype), Meter(spec.dtype)
+    for part, which in gone(plan, row, parts, reduce):
+        meter.add(part.tensor, which)
+        before.add(part.tensor, torch.zeros_like(which))
+    m = meter.total(reduce)
+    return Taken(row.cut, m.zeros, before.total(reduce).zeros, m.threshold)  # type: ignore[arg-type]
+
+
+def write_row(plan: Plan, row: Row, parts: Parts, reduce: Reduce, part_of: PartsOf, write: Write) -> Measured:
+    """Zeros in place what the plan prunes of one tensor, and of the tensors that follow it; counts while writing."""
+    whole = list(parts(row.spec, "whole"))
+    measured = _fast(plan, row, whole)
+    if measured is None:
+        for member in row.followers:
+            _follow(plan, row, parts, reduce, part_of(member.name), write)
+        measured = _piecewise(plan, row, whole, reduce)
+    for part in whole:
+        write(part)
+    return measured
+
+
+def _piecewise(plan: Plan, row: Row, whole: list[Part], reduce: Reduce) -> Measured:
+    """The torch routine, for every pattern, dtype and layout."""
+    meter = Meter(row.spec.dtype)
+    if all(p.tensor.is_contiguous() for p in whole):
+        for part, which in gone(plan, row, lambda s, a: whole, reduce):
+            meter.add(part.tensor, which)
+            zero_(part.tensor, which)
+    else:  # flat pieces of a strided tensor are copies, so decide first and write the tensor itself
+        for part in whole:
+            pieces = list(gone(plan, row, lambda s, a, one=part: [one], reduce))
+            for piece, which in pieces:
+                meter.add(piece.tensor, which)
+            zero_(part.tensor, torch.cat([w for _, w in pieces]).view(part.tensor.shape))
+    return meter.total(reduce)
+
+
+def _fast(plan: Plan, row: Row, found: list[Part]) -> Measured | None:
+    """Elements and full N:M by magnitude, in contiguous memory."""
+    if plan.masks is not None or plan.criterion != "magnitude" or plan.nonfinite == "prune" or row.followers:
+        return None
+    if len(found) != 1 or row.cut is None or isinstance(plan.pattern, Block | Channel):
+        return None
+    part = replace(found[0], spec=row.spec)
+    if isinstance(plan.pattern, NM):
+        if row.cut.level != plan.pattern.of - plan.pattern.keep:
+            return None
+        done = fast.groups(part, plan.pattern, write=True)
+        result = Measured(done[0], done[2]) if done else None
+    else:
+        filled = fast.fill(part, row.cut)
+        result = Measured(*filled) if filled else None
+    if result is not None:
+        torch.autograd.graph.increment_version(found[0].tensor)
+    return result
+
+
+def _follow(plan: Plan, row: Row, parts: Parts, reduce: Reduce, targets: list[Part], write: Write) -> None:
+    """Zeros the slices of a follower whose units go."""
+    assert isinstance(plan.pattern, Channel)
+    grid = plan.pattern.grid(row.spec)
+    if plan.masks is None and row.cut is not None:
+        source = Source(parts, reduce, named_criterion(plan.criterion), plan.nonfinite)
+        which = units_gone(Units(source, plan.pattern).table(row.spec), row.cut)
+    else:
+        live = torch.zeros(grid.units, dtype=torch.int64)
+        for part, out in gone(plan, row, parts, reduce):
+            live.index_add_(0, grid.unit_of(part.index()).cpu(), (~out).long().cpu())
+        which = reduce(live) == 0
+    for part in targets:
+        if part.spec.dtype not in FORMATS or part.spec.numel != grid.units:
+            raise PlanMismatch(f"{part.spec} does not have one element for each of the {grid.units} channels it goes with.")
+        at = which.to(part.tensor.device)[part.index()]
+        zero_(part.tensor, at)
+        write(part)

@@ -1,0 +1,1 @@
+"""Measurements of a network, and what makes them comparable."""

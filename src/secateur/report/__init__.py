@@ -1,0 +1,1 @@
+"""Facts counted from what was written, and how they are shown."""

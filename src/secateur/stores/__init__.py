@@ -1,0 +1,1 @@
+"""Where tensors live: the protocol, and the store for tensors in memory."""

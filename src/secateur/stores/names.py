@@ -1,0 +1,211 @@
+"""Canonical names: what a tensor is called once wrappers, parametrisations and masks are taken off.
+
+A plan, a mask and the order among equal scores go by names, so the same tensors must have the same names in a
+module, in its ``state_dict()`` and in any wrapper around it.
+
+- Wrappers are no part of a name. ``_orig_mod`` (``torch.compile``), ``_fsdp_wrapped_module`` and
+  ``_checkpoint_wrapped_module`` are taken out wherever they are. ``module`` is an ordinary name that wrappers
+  use too: it is taken out where its owner is a ``DistributedDataParallel``, ``DataParallel`` or
+  ``AveragedModel``, and in a dict, which has no owners, where every tensor's key begins with ``module.``.
+- A weight under a parametrisation or under `torch.nn.utils.prune` is stored under other names
+  (``weight_orig``, ``parametrizations.weight.original0``). It is listed as the ``weight`` it stands for, so
+  that filters find it, and with what holds it, so that it can be refused.
+
+One difference is left: a model whose only child is called ``module`` keeps that name, and its dict loses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from secateur.errors import BadInput
+
+from .roles import Owner, owner_of
+
+WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Names of the child that a wrapper holds, and that nothing else uses."""
+
+_MODULE_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
+_AVERAGED_COUNT = "n_averaged"  # a buffer of AveragedModel, the one key of its state_dict without the prefix
+
+
+class Stored(NamedTuple):
+    """One tensor as the target holds it: the full name it has there, its canonical name, and itself."""
+
+    raw: str
+    name: str
+    tensor: Tensor
+
+
+@dataclass
+class Tree:
+    """What a walk over a module finds, in order of registration.
+
+    Attributes:
+        tensors: every parameter, under every name it is registered by, as
+            ``named_parameters(remove_duplicate=False)`` lists them; weights of quantised modules, which are
+            no parameters, among them.
+        buffers: canonical names of all buffers; their tensors are not the store's business.
+        owners: what is known of a module that holds weights, by the canonical name of the module.
+    """
+
+    tensors: list[Stored] = field(default_factory=list)
+    buffers: set[str] = field(default_factory=set)
+    owners: dict[str, Owner] = field(default_factory=dict)
+
+
+def walk(model: nn.Module) -> Tree:
+    """Lists the parameters of a module with their canonical names, and the modules that own them."""
+    tree = Tree()
+    _visit(model, "", "", tree, {}, set())
+    return tree
+
+
+def _visit(
+    module: nn.Module, raw: str, name: str, tree: Tree, kinds: dict[type, Owner | None], heads: set[int]
+) -> None:
+    """Adds one module and all below it. ``raw`` and ``name`` end in a dot, or are empty at the root."""
+    for key, parameter in module._parameters.items():
+        if parameter is not None:
+            tree.tensors.append(Stored(raw + key, name + key, parameter))
+    for key in module._buffers:
+        tree.buffers.add(name + key)
+    owner = owner_of(module, kinds)
+    if owner is not None:
+        tree.owners[name[:-1]] = owner if id(module) not in heads else Owner("head")
+        if owner.kind == "quantized":
+            tree.tensors.extend(Stored(raw + k, name + k, t) for k, t in _quantized(module))
+    if hasattr(type(module), "get_output_embeddings"):
+        heads |= _output_heads(module)
+    unwrap = isinstance(module, _MODULE_WRAPPERS)
+    for key, child in module._modules.items():
+        if child is not None:
+            hidden = key in WRAPPERS or (unwrap and key == "module")
+            _visit(child, f"{raw}{key}.", name if hidden else f"{name}{key}.", tree, kinds, heads)
+
+
+def _quantized(module: Any) -> list[tuple[str, Tensor]]:
+    """The packed weights of a quantised module, by the names they had before."""
+    found = module.get_weight() if hasattr(module, "get_weight") else {"weight": module.weight()}
+    return [(key, t) for key, t in found.items() if isinstance(t, Tensor)]
+
+
+def _output_heads(module: Any) -> set[int]:
+    """Ids of the linear modules that a transformers model names as its output head."""
+    try:
+        head = module.get_output_embeddings()
+    except Exception:  # the user's code: a model that cannot answer has no head that we know of
+        return set()
+    modules = head.modules() if isinstance(head, nn.Module) else ()
+    return {id(m) for m in modules if isinstance(m, nn.Linear)}
+
+
+def canonical(keys: Iterable[str]) -> dict[str, str]:
+    """Canonical names of a dict's or file's keys, in their order.
+
+    >>> canonical(["module._orig_mod.fc.weight", "module._orig_mod.fc.bias"])
+    {'module._orig_mod.fc.weight': 'fc.weight', 'module._orig_mod.fc.bias': 'fc.bias'}
+    >>> canonical(["module.fc.weight", "head.weight"])
+    {'module.fc.weight': 'module.fc.weight', 'head.weight': 'head.weight'}
+    """
+    names = {key: _unwrapped(key) for key in keys}
+    while True:
+        inner = [n for n in names.values() if n != _AVERAGED_COUNT]
+        if not inner or not all(n.startswith("module.") for n in inner):
+            return names
+        names = {key: n.removeprefix("module.") for key, n in names.items()}
+
+
+def _unwrapped(key: str) -> str:
+    if not any(w in key for w in WRAPPERS):
+        return key
+    return ".".join(step for step in key.split(".") if step not in WRAPPERS)
+
+
+def refuse_collisions(names: Iterable[tuple[str, str]]) -> None:
+    """Raises `BadInput` where two raw names have one canonical name. Takes ``(raw, canonical)`` pairs."""
+    seen: dict[str, str] = {}
+    for raw, name in names:
+        other = seen.setdefault(name, raw)
+        if other != raw:
+            raise BadInput(
+                f"{other!r} and {raw!r} have the same name once wrappers are taken off: {name!r}. "
+                "Rename one of them, or pass the inner model."
+            )
+
+
+class Held(NamedTuple):
+    """A stored tensor that stands for another.
+
+    Attributes:
+        name: the tensor it stands for, such as ``fc.weight``.
+        how: what holds it, in words.
+        weight: whether it has the place of the tensor itself; otherwise a mere factor (a norm, a direction).
+    """
+
+    name: str
+    how: str
+    weight: bool
+
+
+_SUFFIXES = (
+    ("_orig", ("_mask",), "torch.nn.utils.prune"),
+    ("_orig", ("_u", "_v"), "torch.nn.utils.spectral_norm"),
+    ("_v", ("_g",), "torch.nn.utils.weight_norm"),
+)
+
+
+def held(shapes: Mapping[str, tuple[int, ...]], others: Iterable[str] = ()) -> dict[str, Held]:
+    """Finds by name the tensors that stand for a parametrised or masked one.
+
+    Args:
+        shapes: canonical name to shape, of all tensors that may stand for one.
+        others: further names that tell what holds a tensor (a module's buffers).
+
+    Returns:
+        By canonical name, what each such tensor stands for.
+
+    >>> held({"fc.weight_orig": (2, 2), "fc.bias": (2,)}, ["fc.weight_mask"])["fc.weight_orig"].name
+    'fc.weight'
+    """
+    extra = set(others)
+    out: dict[str, Held] = {}
+    for key in shapes:
+        for suffix, partners, how in _SUFFIXES:
+            name = key.removesuffix(suffix)
+            first = name + partners[0]
+            if name == key or name in shapes or (first not in shapes and first not in extra):
+                continue
+            out.setdefault(key, Held(name, how, True))
+            for other in (name + p for p in partners if name + p in shapes):
+                out.setdefault(other, Held(name, how, False))
+    return out | _parametrised(shapes)
+
+
+def _parametrised(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Held]:
+    """``fc.parametrizations.weight.original*`` stand for ``fc.weight``; the largest has its place."""
+    groups: dict[str, list[str]] = {}
+    for key in shapes:
+        if "parametrizations." in key:
+            path, _, rest = key.rpartition("parametrizations.")
+            tensor, _, leaf = rest.partition(".")
+            if leaf:
+                groups.setdefault(path + tensor, []).append(key)
+    out: dict[str, Held] = {}
+    for name, keys in groups.items():
+        originals = [k for k in keys if k.rpartition(".")[2].startswith("original")]
+        largest = max(originals, key=lambda k: _size(shapes[k]), default=None)
+        out |= {k: Held(name, "torch.nn.utils.parametrize", k == largest) for k in keys}
+    return out
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    n = 1
+    for s in shape:
+        n *= s
+    return n

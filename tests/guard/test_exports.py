@@ -1,0 +1,112 @@
+"""The public names: few, sorted, each explained with an example that runs and found in the docs."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import secateur
+from tests.guard.source import ROOT, text
+
+PUBLIC = [name for name in secateur.__all__ if not name.startswith("__")]
+MOST = 28
+
+Documented = type | Callable[..., Any]
+
+
+def public(name: str) -> Documented:
+    obj: Documented = getattr(secateur, name)
+    return obj
+
+
+def explained() -> list[str]:
+    """Functions and classes but for errors, which explain themselves where they are raised."""
+    objects = ((n, public(n)) for n in PUBLIC)
+    return [n for n, o in objects if callable(o) and not (isinstance(o, type) and issubclass(o, Exception))]
+
+
+def test_all_is_what_is_public() -> None:
+    found = {
+        name
+        for name, obj in vars(secateur).items()
+        if not name.startswith("_") and not isinstance(obj, types.ModuleType) and name != "annotations"
+    }
+    assert set(PUBLIC) == found
+
+
+def test_all_is_sorted_and_short() -> None:
+    # As the linter sorts it: CONSTANTS, Classes, functions.
+    assert PUBLIC == sorted(PUBLIC, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+    assert len(PUBLIC) <= MOST
+
+
+def test_the_version_is_there() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", secateur.__version__)
+
+
+def gaps(obj: Documented) -> list[str]:
+    """What the docstring of a public function or class lacks."""
+    doc = inspect.getdoc(obj) or ""
+    lacks = [] if ">>> " in doc else ["an example"]
+    own = [p for p in inspect.signature(obj).parameters if p not in ("self", "args", "kwargs")]
+    section = re.search(r"^(?:Args|Attributes):\n(.*?)(?=^\S|\Z)", doc, re.M | re.S)
+    said = section.group(1) if section else ""
+    lacks += [f"argument {p}" for p in own if not re.search(rf"\b{p}\b", said)]
+    if isinstance(obj, type):
+        return lacks
+    tree = ast.parse(textwrap.dedent(inspect.getsource(obj)))
+    if inspect.signature(obj).return_annotation not in (None, "None") and "Returns:" not in doc:
+        lacks.append("Returns:")
+    if any(isinstance(n, ast.Raise) for n in ast.walk(tree)) and "Raises:" not in doc:
+        lacks.append("Raises:")
+    return lacks
+
+
+@pytest.mark.parametrize("name", explained())
+def test_docstring(name: str) -> None:
+    assert not gaps(public(name))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_docs_speak_of_it(name: str) -> None:
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    assert pages
+    # As code, not as an English word: `plan`, secateur.plan, plan(
+    as_code = re.compile(rf"`{name}\b|secateur\.{name}\b|\b{name}\(")
+    assert any(as_code.search(text(page)) for page in pages), f"no page of docs/ mentions {name}"
+
+
+def test_gaps_are_seen() -> None:
+    def bare(weight: int) -> int:
+        """Doubles."""
+        if weight < 0:
+            raise ValueError(weight)
+        return 2 * weight
+
+    assert gaps(bare) == ["an example", "argument weight", "Returns:", "Raises:"]
+
+    def whole(weight: int) -> int:
+        """Doubles.
+
+        Args:
+            weight: a count.
+
+        Returns:
+            Twice the weight.
+
+        Raises:
+            ValueError: a negative weight.
+
+        >>> whole(2)
+        4
+        """
+        return bare(weight)
+
+    assert not gaps(whole)

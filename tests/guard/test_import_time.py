@@ -1,0 +1,39 @@
+"""`import secateur` costs little beside `import torch`, and brings in nothing only some need."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+
+RUNS = 5
+MOST_SECONDS = 0.3
+NOT_YET = {"transformers", "matplotlib", "pydantic", "typer", "rich", "yaml", "ray", "optuna", "onnx"}
+
+CHILD = """
+import json, sys, time
+import torch
+before = set(sys.modules)
+start = time.perf_counter()
+import secateur
+end = time.perf_counter()
+print(json.dumps({"added": end - start, "modules": sorted(set(sys.modules) - before)}))
+"""
+
+
+def child(code: str) -> dict[str, object]:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    report: dict[str, object] = json.loads(done.stdout)
+    return report
+
+
+def test_import_is_quick_and_lean() -> None:
+    # torch is there already, so the time is what secateur adds; the median forgives a disturbed run.
+    runs = [child(CHILD) for _ in range(RUNS)]
+    added = statistics.median(float(str(r["added"])) for r in runs)
+    modules = runs[0]["modules"]
+    assert isinstance(modules, list)
+    assert "secateur" in modules
+    assert not NOT_YET & {m.split(".")[0] for m in modules}
+    assert added < MOST_SECONDS, f"import secateur adds {added:.2f} s to import torch"

@@ -1,0 +1,626 @@
+"""FLOPs against formulas worked out by hand, and against the same network written as plain matrix
+products."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from secateur.errors import BadInput
+from secateur.evaluate.flops import Flops, count_flops
+from secateur.evaluate.operators import pieces
+
+
+class Seen(TorchDispatchMode):
+    """Names of the operators that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(op._schema.name)
+        return op(*args, **(kwargs or {}))
+
+
+def operators(model: nn.Module, *args: Any, **kwargs: Any) -> set[str]:
+    with torch.no_grad(), Seen() as seen:
+        model.eval()(*args, **kwargs)
+    return seen.names
+
+
+class Calls(nn.Module):
+    """A function of tensors as a network."""
+
+    def __init__(self, function: Callable[..., Any], **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, m in modules.items():
+            self.add_module(name, m)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, *self.children(), **kwargs)
+
+
+def zero_half(weight: Tensor) -> None:
+    """Zeros in the first half of the elements."""
+    with torch.no_grad():
+        weight.view(-1)[: weight.numel() // 2] = 0
+
+
+# --- linear and convolution
+# -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(4,), (7, 4), (2, 7, 4)])
+def test_linear(shape: tuple[int, ...], bias: bool) -> None:
+    rows = torch.zeros(shape)[..., 0].numel()
+    assert count_flops(nn.Linear(4, 3, bias=bias), torch.zeros(shape)) == Flops(
+        2 * rows * 4 * 3, {"": 2 * rows * 12}, 2 * rows * 12
+    )
+
+
+CONVOLUTIONS = [
+    (nn.Conv2d(6, 8, 3), (2, 6, 9, 7), 2 * (7 * 5) * 8 * 6 * 9),
+    (nn.Conv2d(6, 8, 3, stride=2, padding=1), (2, 6, 9, 7), 2 * (5 * 4) * 8 * 6 * 9),
+    (nn.Conv2d(6, 8, 3, groups=2), (2, 6, 9, 7), 2 * (7 * 5) * 8 * 3 * 9),
+    (nn.Conv2d(6, 6, 3, groups=6), (2, 6, 9, 7), 2 * (7 * 5) * 6 * 9),
+    (nn.Conv2d(6, 8, 3, dilation=2), (2, 6, 9, 7), 2 * (5 * 3) * 8 * 6 * 9),
+    (nn.Conv2d(6, 8, 3, padding=1, padding_mode="circular"), (6, 9, 7), 9 * 7 * 8 * 6 * 9),
+    (nn.Conv1d(6, 8, 5, bias=False), (2, 6, 9), 2 * 5 * 8 * 6 * 5),
+    (nn.Conv3d(2, 3, 2), (1, 2, 4, 4, 4), 27 * 3 * 2 * 8),
+    # every input position meets every weight of its group once
+    (nn.ConvTranspose2d(6, 8, 3, stride=2), (2, 6, 5, 4), 2 * (5 * 4) * 6 * 8 * 9),
+    (nn.ConvTranspose1d(6, 8, 3, groups=2), (2, 6, 5), 2 * 5 * 6 * 4 * 3),
+]
+
+
+@pytest.mark.parametrize(
+    ("conv", "shape", "macs"), CONVOLUTIONS, ids=lambda v: str(v) if isinstance(v, nn.Module) else ""
+)
+def test_convolution(conv: nn.Module, shape: tuple[int, ...], macs: int) -> None:
+    flops = count_flops(conv, torch.randn(shape))
+    assert (flops.total, flops.macs, flops.effective) == (2 * macs, macs, 2 * macs)
+    conv.weight.data.view(-1)[::3] = 0
+    left = int((conv.weight != 0).sum())
+    assert count_flops(conv, torch.randn(shape)).effective == 2 * macs * left // conv.weight.numel()
+
+
+def test_bilinear_and_matrix_vector() -> None:
+    assert count_flops(nn.Bilinear(3, 4, 5), (torch.randn(6, 3), torch.randn(6, 4))).macs == 6 * 5 * 3 * 4
+    assert (
+        count_flops(Calls(lambda x, fc: torch.mv(fc.weight, x), fc=nn.Linear(4, 3)), torch.randn(4)).macs
+        == 12
+    )
+    added = Calls(lambda x, fc: torch.addmv(fc.bias, fc.weight, x), fc=nn.Linear(4, 3))
+    assert count_flops(added, torch.randn(4)).macs == 12
+
+
+# --- recurrent
+# --------------------------------------------------------------------------------------------------------
+
+
+class Loop(nn.Module):
+    """A recurrent layer written as a loop over sequences, layers, directions and steps, with nothing but
+    ``mm``."""
+
+    def __init__(self, rnn: nn.RNNBase) -> None:
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, sequences: list[Tensor]) -> list[Tensor]:
+        return [self.sequence(s) for s in sequences]
+
+    def sequence(self, x: Tensor) -> Tensor:
+        for layer in range(self.rnn.num_layers):
+            ends = ["", "_reverse"] if self.rnn.bidirectional else [""]
+            x = torch.cat([self.direction(x, f"_l{layer}{end}") for end in ends], 1)
+        return x
+
+    def direction(self, x: Tensor, end: str) -> Tensor:
+        w_ih, w_hh, b_ih, b_hh = (
+            getattr(self.rnn, n + end) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        h, c = torch.zeros(1, w_hh.shape[1]), torch.zeros(1, self.rnn.hidden_size)
+        out = []
+        for t in reversed(range(len(x))) if end.endswith("reverse") else range(len(x)):
+            gi, gh = x[t : t + 1].mm(w_ih.t()) + b_ih, h.mm(w_hh.t()) + b_hh
+            if self.rnn.mode == "LSTM":
+                i, f, g, o = (gi + gh).chunk(4, 1)
+                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                h = o.sigmoid() * c.tanh()
+                h = h.mm(getattr(self.rnn, "weight_hr" + end).t()) if self.rnn.proj_size else h
+            elif self.rnn.mode == "GRU":
+                (ri, zi, ni), (rh, zh, nh) = gi.chunk(3, 1), gh.chunk(3, 1)
+                z = (zi + zh).sigmoid()
+                h = (1 - z) * (ni + (ri + rh).sigmoid() * nh).tanh() + z * h
+            else:
+                h = (gi + gh).tanh()
+            out.append(h)
+        return torch.cat(out[::-1] if end.endswith("reverse") else out)
+
+
+RECURRENT = [
+    nn.LSTM(5, 4),
+    nn.LSTM(5, 4, num_layers=2, bidirectional=True),
+    nn.LSTM(5, 4, num_layers=2, bidirectional=True, proj_size=3),
+    nn.GRU(5, 4, num_layers=2),
+    nn.GRU(5, 4, bidirectional=True),
+    nn.RNN(5, 4, num_layers=3),
+]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("rnn", RECURRENT, ids=str)
+def test_recurrent_is_a_loop_of_matrix_products(rnn: nn.RNNBase, packed: bool) -> None:
+    lengths = [6, 4, 1] if packed else [6, 6, 6]
+    sequences = [torch.randn(n, 5) for n in lengths]
+    batch = pack_sequence(sequences) if packed else torch.stack(sequences, 1)
+    loop = Loop(rnn.eval())
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        expected = loop(sequences)
+
+    out = rnn(batch)[0]
+    got = torch.nn.utils.rnn.pad_packed_sequence(out)[0] if isinstance(out, PackedSequence) else out
+    for i, e in enumerate(expected):  # it is the same network
+        assert torch.allclose(got[: len(e), i], e, atol=1e-5)
+
+    flops = count_flops(rnn, batch)
+    assert flops.total == counter.get_total_flops() > 0
+    assert flops.by_module == {"": flops.total}
+    weights = sum(w.numel() for w in rnn.parameters() if w.dim() > 1)
+    assert flops.macs == sum(lengths) * weights
+
+    zero_half(rnn.weight_hh_l0)
+    assert count_flops(rnn, batch).effective == flops.total - sum(lengths) * rnn.weight_hh_l0.numel()
+
+
+def test_the_fused_lstm_is_what_runs_here() -> None:
+    """Else the formula for it is not tested."""
+    assert "aten::mkldnn_rnn_layer" in operators(nn.LSTM(5, 4), torch.randn(6, 2, 5))
+
+
+def test_recurrent_cells() -> None:
+    for cell, gates in ((nn.LSTMCell(5, 4), 4), (nn.GRUCell(5, 4), 3), (nn.RNNCell(5, 4), 1)):
+        assert count_flops(cell, torch.randn(3, 5)).macs == 3 * gates * 4 * (5 + 4)
+
+
+def test_cudnn_formula_counts_rows_times_weights() -> None:
+    """The fused operator of CUDA, on its own arguments: every weight meets every step of every sequence,
+    biases do not."""
+    rnn = nn.LSTM(5, 4, num_layers=2, bidirectional=True)
+    found = pieces(torch.ops.aten._cudnn_rnn.default, (torch.randn(6, 3, 5), list(rnn.parameters()), 4), {})
+    assert found is not None
+    assert sum(f for f, _ in found) == count_flops(rnn, torch.randn(6, 3, 5)).total
+
+
+# --- attention
+# --------------------------------------------------------------------------------------------------------
+
+
+def encoder(**kwargs: Any) -> nn.TransformerEncoderLayer:
+    return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, **kwargs)
+
+
+@pytest.fixture
+def slow_attention() -> Any:
+    """Attention and encoder layers as separate operators."""
+    torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(True)
+
+
+def encoder_macs(rows: int, scores: int) -> dict[str, int]:
+    return {
+        "self_attn": rows * 3 * 8 * 8 + 2 * scores * 8,
+        "self_attn.out_proj": rows * 8 * 8,
+        "linear1": rows * 8 * 16,
+        "linear2": rows * 16 * 8,
+    }
+
+
+def test_fused_encoder_layer() -> None:
+    layer, x = encoder(), torch.randn(3, 5, 8)
+    zero_half(layer.linear1.weight)
+    assert "aten::_transformer_encoder_layer_fwd" in operators(layer, x)
+    flops = count_flops(layer.train(), x)
+    macs = encoder_macs(rows=15, scores=3 * 5 * 5)
+    assert flops.by_module == {name: 2 * m for name, m in macs.items()}
+    assert flops.effective == flops.total - macs["linear1"]
+
+
+@pytest.mark.usefixtures("slow_attention")
+def test_encoder_layer_in_parts_counts_the_same() -> None:
+    layer, x = encoder(), torch.randn(3, 5, 8)
+    assert "aten::_transformer_encoder_layer_fwd" not in operators(layer, x)
+    assert count_flops(layer, x).by_module == {n: 2 * m for n, m in encoder_macs(15, 75).items()}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_fused_encoder_skips_padding_as_the_operator_does() -> None:
+    model, x = nn.TransformerEncoder(encoder(), 2), torch.randn(3, 5, 8)
+    lengths = torch.tensor([5, 3, 2])
+    padding = torch.arange(5)[None] >= lengths[:, None]
+    assert "aten::_nested_tensor_from_mask" in operators(model, x, src_key_padding_mask=padding)
+    flops = count_flops(model, {"src": x, "src_key_padding_mask": padding})
+    macs = encoder_macs(rows=10, scores=25 + 9 + 4)
+    assert flops.by_module == {f"layers.{i}.{n}": 2 * m for i in range(2) for n, m in macs.items()}
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_self_attention_fused_and_in_parts(need_weights: bool, request: pytest.FixtureRequest) -> None:
+    layer, x = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(3, 5, 8)
+    inputs = {"query": x, "key": x, "value": x, "need_weights": need_weights}
+    assert "aten::_native_multi_head_attention" in operators(layer, **inputs)
+    fused = count_flops(layer, inputs)
+    request.getfixturevalue("slow_attention")
+    assert "aten::_native_multi_head_attention" not in operators(layer, **inputs)
+    assert fused == count_flops(layer, inputs)
+    assert fused.macs == 15 * 4 * 64 + 2 * 75 * 8
+
+
+def test_cross_attention() -> None:
+    q, k, v = torch.randn(3, 5, 8), torch.randn(3, 7, 6), torch.randn(3, 7, 4)
+    layer = nn.MultiheadAttention(8, 2, batch_first=True, kdim=6, vdim=4)
+    flops = count_flops(layer, (q, k, v))
+    attention = 2 * 3 * 5 * 7 * 8
+    assert flops.macs == 15 * 64 + 21 * 6 * 8 + 21 * 4 * 8 + attention + 15 * 64
+    assert flops.by_module["out_proj"] == 2 * 15 * 64
+    zero_half(layer.k_proj_weight)
+    assert count_flops(layer, (q, k, v)).effective == flops.total - 21 * 48
+
+    packed = nn.MultiheadAttention(8, 2, batch_first=True)  # one weight, cut in two
+    packed.in_proj_weight.data[:8] = 0  # the queries' rows
+    kv = torch.randn(3, 7, 8)
+    flops = count_flops(packed, (q, kv, kv))
+    assert flops.macs == (15 + 21 + 21 + 15) * 64 + attention
+    assert flops.effective == flops.total - 2 * 15 * 64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options", [{}, {"is_causal": True}, {"attn_mask": torch.ones(5, 5, dtype=torch.bool)}], ids=str
+)
+def test_scaled_dot_product_attention(options: dict[str, Any], dtype: torch.dtype) -> None:
+    q, k, v = (torch.randn(2, 4, n, d, dtype=dtype) for n, d in ((5, 8), (5, 8), (5, 6)))
+    model = Calls(F.scaled_dot_product_attention)
+    assert count_flops(model, {"query": q, "key": k, "value": k, **options}).macs == 2 * 4 * 5 * 5 * 16
+    assert count_flops(model, {"query": q, "key": k, "value": v, **options}).macs == 2 * 4 * 5 * 5 * 14
+
+
+def test_grouped_query_attention() -> None:
+    q, k = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 7, 8)
+    model = Calls(F.scaled_dot_product_attention)
+    assert (
+        count_flops(model, {"query": q, "key": k, "value": k, "enable_gqa": True}).macs == 2 * 4 * 5 * 7 * 16
+    )
+
+
+# --- real architectures
+# -----------------------------------------------------------------------------------------------
+
+
+def bert(**kwargs: Any) -> nn.Module:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+                        max_position_embeddings=20, **kwargs)  # fmt: skip
+    return BertModel(config)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_bert(attention: str) -> None:
+    model, ids = bert(attn_implementation=attention), torch.randint(0, 50, (3, 7))
+    flops = count_flops(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    rows, scores = 21, 3 * 7 * 7
+    layer = rows * (4 * 16 * 16 + 2 * 16 * 32) + 2 * scores * 16
+    assert flops.macs == 2 * layer + 3 * 16 * 16  # the pooler sees one token a sequence
+    assert flops.by_module["pooler.dense"] == 2 * 3 * 16 * 16
+    assert flops.by_module["encoder.layer.1.attention.self.query"] == 2 * rows * 16 * 16
+    assert flops.by_module["encoder.layer.1.attention.self"] == 2 * 2 * scores * 16
+
+
+def test_gpt2_with_its_tied_head() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=20))
+    assert model.lm_head.weight is model.transformer.wte.weight
+    flops = count_flops(model, torch.randint(0, 50, (3, 7)))
+    rows, scores = 21, 3 * 7 * 7
+    assert flops.macs == 2 * (rows * 12 * 16 * 16 + 2 * scores * 16) + rows * 16 * 50
+    assert (
+        flops.by_module["lm_head"] == 2 * rows * 16 * 50
+    )  # not the embedding's: a lookup multiplies nothing
+    assert flops.by_module["transformer.h.0.attn.c_attn"] == 2 * rows * 16 * 48
+    assert "transformer.wte" not in flops.by_module
+    zero_half(model.transformer.h[0].mlp.c_fc.weight)
+    zero_half(model.lm_head.weight)
+    left = count_flops(model, torch.randint(0, 50, (3, 7))).effective
+    assert left == flops.total - rows * 16 * 64 - rows * 16 * 50
+
+
+@pytest.mark.parametrize("experts", ["eager", "grouped_mm", "batched_mm"])
+def test_experts(experts: str) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(1)
+    config = MixtralConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                           num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2,
+                           max_position_embeddings=20, experts_implementation=experts)  # fmt: skip
+    model = MixtralForCausalLM(config).eval()
+    ids = torch.randint(0, 50, (3, 7))
+    flops = count_flops(model, ids)
+    rows = 21
+    attention = rows * 16 * (16 + 8 + 8 + 16) + 2 * 3 * 7 * 7 * 16
+    router = rows * 16 * 4
+    expert = rows * 2 * (16 * 64 + 32 * 16)
+    assert flops.macs == attention + router + expert + rows * 16 * 50
+    assert flops.by_module["model.layers.0.mlp.experts"] == 2 * expert
+
+    layer = model.model.layers[0].mlp
+    chosen: list[Tensor] = []
+    layer.experts.register_forward_pre_hook(lambda m, args: chosen.append(args[1]))
+    layer.experts.down_proj.data[2] = 0
+    left = count_flops(model, ids).effective
+    assert left == flops.total - 2 * int((chosen[0] == 2).sum()) * 32 * 16
+
+
+# --- weights that are not used as they are stored
+# ---------------------------------------------------------------------
+
+
+def half(flops: Flops) -> bool:
+    return flops.effective * 2 == flops.total
+
+
+def test_autocast() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LSTM(8, 4))
+    for w in model.parameters():
+        zero_half(w)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert half(count_flops(model, torch.randn(3, 2, 8)))
+
+
+def test_torch_prune() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LSTM(8, 4))
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        prune.l1_unstructured(model[1], name, 0.5)
+    flops = count_flops(model, torch.randn(3, 2, 8))
+    assert half(flops)
+    assert set(flops.by_module) == {"0", "1"}
+
+
+def test_torch_prune_whose_hook_never_runs() -> None:
+    layer, x = nn.MultiheadAttention(8, 2), torch.randn(5, 3, 8)
+    prune.l1_unstructured(layer.out_proj, "weight", 0.5)
+    flops = count_flops(layer, (x, x, x))
+    assert flops.effective == flops.total - 15 * 64
+
+
+PARAMETRIZED = [
+    (parametrizations.weight_norm, 0),
+    (parametrizations.spectral_norm, 2 * 36),
+    (parametrizations.orthogonal, 2 * 216),
+]
+
+
+@pytest.mark.parametrize(("make", "making"), PARAMETRIZED, ids=lambda v: getattr(v, "__name__", ""))
+def test_parametrised(make: Callable[[nn.Module], nn.Module], making: int) -> None:
+    """The weight is recognised in what is computed from it, and the products that compute it count as
+    well."""
+    flops = count_flops(nn.Sequential(make(nn.Linear(6, 6))), torch.randn(1000, 6))
+    assert flops.by_module == {"0": 2 * 1000 * 36 + making}
+
+
+def test_masked_in_forward() -> None:
+    class Masked(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 4)
+            self.register_buffer("mask", torch.eye(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight * self.mask)
+
+    flops = count_flops(Masked(), torch.randn(3, 4))
+    assert flops.effective * 4 == flops.total
+
+
+def test_weights_in_one_storage_are_told_apart() -> None:
+    """As after `flatten_parameters` on a GPU."""
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    flat = torch.randn(32)
+    flat[:8] = 0
+    for layer, piece in zip(model, flat.view(2, 4, 4), strict=True):
+        layer.weight = nn.Parameter(piece)
+    assert count_flops(model, torch.randn(1, 4)) == Flops(64, {"0": 32, "1": 32}, 48)
+
+
+def test_weights_used_in_inference_mode() -> None:
+    model = nn.Sequential(nn.LSTM(4, 4, batch_first=True), Calls(lambda out: out[0]), nn.Linear(4, 4))
+    x = torch.randn(2, 3, 4)
+    expected = count_flops(model, x)
+    with torch.inference_mode():
+        assert count_flops(model, x) == expected
+    attention = Calls(F.scaled_dot_product_attention)
+    q = {n: torch.randn(2, 4, 5, 8) for n in ("query", "key", "value")}
+    with torch.inference_mode():
+        assert count_flops(attention, q).macs == 2 * 4 * 5 * 5 * 16
+
+
+def test_compiled_runs_as_plain() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.LSTM(4, 4))
+    x = torch.randn(3, 2, 4)
+    expected = count_flops(model, x)
+    for compiled in (
+        torch.compile(model, backend="eager"),
+        nn.Sequential(torch.compile(model[0], backend="eager"), *model[1:]),
+    ):
+        compiled(x)
+        assert count_flops(compiled, x) == expected
+    model[0].compile(backend="eager")
+    assert count_flops(model, x) == expected
+
+
+# --- what it leaves alone, and what it refuses
+# ------------------------------------------------------------------------
+
+
+def test_a_shared_module_counts_each_time() -> None:
+    fc = nn.Linear(4, 4)
+    assert count_flops(nn.Sequential(fc, nn.ReLU(), fc), torch.randn(1, 4)) == Flops(64, {"0": 64}, 64)
+
+
+def test_tied_weights_go_to_the_module_that_runs() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    assert count_flops(model, torch.randn(1, 4)).by_module == {"0": 32, "1": 32}
+
+
+def global_hooks() -> int:
+    return len(nn_module._global_forward_hooks) + len(nn_module._global_forward_pre_hooks)
+
+
+def test_flags_and_hooks_are_as_before() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.BatchNorm1d(4)).train()
+    model[2].eval()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    flags, hooks = [m.training for m in model.modules()], global_hooks()
+    random = torch.get_rng_state()
+    count_flops(model, torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
+    assert [m.training for m in model.modules()] == flags == [True, True, True, False]
+    with pytest.raises(RuntimeError, match="shapes"):
+        count_flops(model, torch.zeros(4, 5))
+    assert [m.training for m in model.modules()] == flags
+    assert global_hooks() == hooks
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_train_is_not_called() -> None:
+    class Merges(nn.Linear):
+        def train(self, mode: bool = True) -> nn.Module:
+            raise AssertionError("merging cannot be undone")
+
+    count_flops(Merges(4, 4), torch.zeros(1, 4))
+
+
+def test_an_error_in_a_module_leaves_the_next_count_right() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    handle = model[0].register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        count_flops(model, torch.zeros(1, 4))
+    handle.remove()
+    assert count_flops(model, torch.zeros(1, 4)).by_module == {"0": 32}
+
+
+def test_caught_errors_do_not_confuse_the_books() -> None:
+    def forward(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+        try:
+            first(x[:, :1])
+        except RuntimeError:
+            return second(first(x))
+        raise AssertionError
+
+    model = Calls(forward, first=nn.Linear(4, 4), second=nn.Linear(4, 4))
+    assert count_flops(model, torch.zeros(1, 4)).by_module == {"first": 32, "second": 32}
+
+
+def test_a_module_that_never_ran_is_named() -> None:
+    model = Calls(lambda x, a, b: a(x), used=nn.Linear(4, 4), unused=nn.Conv2d(1, 1, 3))
+    with pytest.raises(BadInput, match=r"1 module .*'unused' \(Conv2d\): never ran"):
+        count_flops(model, torch.zeros(1, 4))
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(BadInput, match="the model itself"):
+        count_flops(nn.Linear(4, 4), torch.zeros(0, 4))
+
+
+def test_an_operator_that_is_not_counted_is_named() -> None:
+    class Odd(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x[:, None] * self.weight).sum(-1)
+
+    with pytest.raises(BadInput, match=r"'0' \(Odd\): ran, but by an operator that is not counted"):
+        count_flops(nn.Sequential(Odd(4, 4)), torch.zeros(1, 4))
+
+
+def test_one_of_two_expert_weights_is_enough_to_refuse() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up_proj = nn.Parameter(torch.randn(2, 4, 4))
+            self.down_proj = nn.Parameter(torch.randn(2, 4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (torch.bmm(x, self.up_proj)[..., None] * self.down_proj[:, None]).sum(-2)
+
+    model = Calls(lambda x, experts: experts(x), experts=Experts())
+    with pytest.raises(BadInput, match=r"1 module .*'experts' \(Experts\): ran, but"):
+        count_flops(model, torch.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize("bad", [[torch.zeros(1, 4)], None, 4])
+def test_bad_example_input(bad: Any) -> None:
+    with pytest.raises(BadInput, match="example_input is a"):
+        count_flops(nn.Linear(4, 4), bad)
+
+
+def test_weights_without_values() -> None:
+    with pytest.raises(BadInput, match="'weight' is on the meta device"):
+        count_flops(nn.Linear(4, 4, device="meta"), torch.zeros(1, 4))
+    with pytest.raises(BadInput, match="'weight' belongs to a lazy module"):
+        count_flops(nn.LazyLinear(4), torch.zeros(1, 4))
+
+
+# --- the result
+# -------------------------------------------------------------------------------------------------------
+
+
+def test_speedup_and_its_edges() -> None:
+    assert Flops(100, {"": 100}, 40).speedup == 2.5
+    assert Flops(0, {}, 0).speedup == 1.0
+    assert Flops(100, {"": 100}, 0).speedup == float("inf")
+    assert json.loads(Flops(100, {"": 100}, 0).to_json())["speedup"] is None
+    assert count_flops(nn.ReLU(), torch.zeros(2)) == Flops(0, {}, 0)
+
+
+def test_nan_weights_are_not_zero() -> None:
+    model = nn.Linear(4, 4)
+    model.weight.data[:] = float("nan")
+    assert count_flops(model, torch.zeros(1, 4)).speedup == 1.0
+
+
+def test_as_text_and_json() -> None:
+    model = nn.Sequential(nn.Linear(1000, 1000), nn.Linear(1000, 10))
+    zero_half(model[0].weight)
+    flops = count_flops(model, torch.zeros(1, 1000))
+    assert str(flops).splitlines() == [
+        "2.02 MFLOPs = 1.01 M multiply-adds at 2 FLOPs each",
+        "1.02 MFLOPs with nonzero weights: 1.98x speed-up in theory, not a measurement",
+        "0     2.00 M   99.0%",
+        "1    20.00 k    1.0%",
+    ]
+    data = json.loads(flops.to_json())
+    assert (data["total"], data["macs"], data["effective"]) == (2_020_000, 1_010_000, 1_020_000)
+    assert data["by_module"] == {"0": 2_000_000, "1": 20_000}
+    assert "2 per multiply-add" in data["convention"]
+    with pytest.raises(FrozenInstanceError):
+        flops.total = 1  # type: ignore[misc]
