@@ -35,6 +35,22 @@ inline __m256i rotated(__m256i x) {
     }
 }
 
+// A window of N lanes that starts N - n lanes in has all bits set from lane n on.
+template <class Key, int N>
+constexpr Lanes<Key, 2 * N> none_then_all() {
+    Lanes<Key, 2 * N> window = {};
+    for (int i = N; i < 2 * N; ++i) window.lane[i] = Key(-1);
+    return window;
+}
+
+template <int N>
+inline __m256i bits_in_at_least(__m256i a, __m256i b, __m256i c) {
+    const __m256i all = _mm256_and_si256(a, b), any = _mm256_or_si256(a, b);
+    if constexpr (N == 1) return _mm256_or_si256(any, c);
+    if constexpr (N == 2) return _mm256_or_si256(all, _mm256_and_si256(any, c));
+    return _mm256_and_si256(all, c);
+}
+
 // What AVX2 lacks for elements of 8 bytes.
 inline __m256i set1_64(uint64_t a) { return _mm256_set1_epi64x(static_cast<long long>(a)); }
 
@@ -43,47 +59,55 @@ inline __m256i max_64(__m256i a, __m256i b) { return _mm256_blendv_epi8(b, a, _m
 inline __m256i min_64(__m256i a, __m256i b) { return _mm256_blendv_epi8(a, b, _mm256_cmpgt_epi64(a, b)); }
 
 // The same operations for each width: little but the suffix of the instruction differs.
-#define SECATEUR_VECTOR(NAME, KEY, BITS, SET1, MAX, MIN)                                                           \
-    struct NAME {                                                                                                  \
-        using Key = KEY;                                                                                           \
-        using Reg = __m256i;                                                                                       \
-        using Mask = __m256i;                                                                                      \
-        static constexpr int lanes = 256 / BITS;                                                                   \
-        static constexpr int longest_rotation = rotation_limit;                                                    \
-        static constexpr bool partial = false;                                                                     \
-        static Reg load(const Key* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }          \
-        static void store(Key* p, Reg a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }                \
-        static Mask first(int) { return _mm256_set1_epi32(-1); }                                                   \
-        static Reg set1(Key a) { return SET1(a); }                                                                 \
-        static Reg all_and(Reg a, Reg b) { return _mm256_and_si256(a, b); }                                        \
-        static Reg all_or(Reg a, Reg b) { return _mm256_or_si256(a, b); }                                          \
-        static Reg add(Reg a, Reg b) { return _mm256_add_epi##BITS(a, b); }                                        \
-        static Reg max(Reg a, Reg b) { return MAX(a, b); }                                                         \
-        static Mask gt(Reg a, Reg b) { return _mm256_cmpgt_epi##BITS(a, b); }                                      \
-        static Mask eq(Reg a, Reg b) { return _mm256_cmpeq_epi##BITS(a, b); }                                      \
-        static uint32_t bytes(Mask m) { return static_cast<uint32_t>(_mm256_movemask_epi8(m)); }                   \
+#define SECATEUR_VECTOR(NAME, KEY, BITS, SET1, MAX, MIN)                                                            \
+    struct NAME {                                                                                                   \
+        using Key = KEY;                                                                                            \
+        using Reg = __m256i;                                                                                        \
+        using Mask = __m256i;                                                                                       \
+        static constexpr int lanes = 256 / BITS;                                                                    \
+        static constexpr int longest_rotation = rotation_limit;                                                     \
+        static Reg load(const Key* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }           \
+        static void store(Key* p, Reg a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }                 \
+        static Mask from(int n) {                                                                                   \
+            static constexpr auto window = none_then_all<Key, lanes>();                                             \
+            return load(window.lane + lanes - n);                                                                   \
+        }                                                                                                           \
+        static Reg set1(Key a) { return SET1(a); }                                                                  \
+        static Reg all_and(Reg a, Reg b) { return _mm256_and_si256(a, b); }                                         \
+        static Reg all_or(Reg a, Reg b) { return _mm256_or_si256(a, b); }                                           \
+        static Reg add(Reg a, Reg b) { return _mm256_add_epi##BITS(a, b); }                                         \
+        static Reg sub(Reg a, Reg b) { return _mm256_sub_epi##BITS(a, b); }                                         \
+        static Reg max(Reg a, Reg b) { return MAX(a, b); }                                                          \
+        static Mask gt(Reg a, Reg b) { return _mm256_cmpgt_epi##BITS(a, b); }                                       \
+        static Mask eq(Reg a, Reg b) { return _mm256_cmpeq_epi##BITS(a, b); }                                       \
+        static Mask negative(Reg a) { return gt(_mm256_setzero_si256(), a); }                                       \
+        static uint32_t bytes(Mask m) { return static_cast<uint32_t>(_mm256_movemask_epi8(m)); }                    \
         static uint64_t count(Mask m) { return static_cast<uint64_t>(__builtin_popcount(bytes(m))) / sizeof(Key); } \
-        static Mask both(Mask a, Mask b) { return _mm256_and_si256(a, b); }                                        \
-        static Mask without(Mask a, Mask b) { return _mm256_andnot_si256(b, a); }                                  \
-        static Reg min_where(Reg a, Mask m, Reg b) {                                                               \
-            return MIN(a, _mm256_blendv_epi8(a, b, m));                                                            \
-        }                                                                                                          \
-        static Reg add_where(Reg a, Mask m, Reg b) { return add(a, _mm256_and_si256(m, b)); }                      \
-        static Reg keep(Mask m, Reg a) { return _mm256_and_si256(m, a); }                                          \
-        static bool loses(Mask m, Reg a) { return !_mm256_testc_si256(m, a); }                                     \
-        static uint64_t collect(Key* out, Mask m, Reg a) {                                                         \
-            uint32_t left = bytes(m) & (~0u / ((1u << sizeof(Key)) - 1)); /* one bit a lane */                     \
-            if (!left) return 0;                                                                                   \
-            Key keys[lanes];                                                                                       \
-            store(keys, a);                                                                                        \
-            uint64_t n = 0;                                                                                        \
-            for (; left; left &= left - 1) out[n++] = keys[__builtin_ctz(left) / sizeof(Key)];                     \
-            return n;                                                                                              \
-        }                                                                                                          \
-        template <int GROUP, int SHIFT>                                                                            \
-        static Reg rotate(Reg a) {                                                                                 \
-            return rotated<GROUP, SHIFT>(a);                                                                       \
-        }                                                                                                          \
+        static Mask both(Mask a, Mask b) { return _mm256_and_si256(a, b); }                                         \
+        static Mask without(Mask a, Mask b) { return _mm256_andnot_si256(b, a); }                                   \
+        static Reg min_where(Reg a, Mask m, Reg b) {                                                                \
+            return MIN(a, _mm256_blendv_epi8(a, b, m));                                                             \
+        }                                                                                                           \
+        static Reg add_where(Reg a, Mask m, Reg b) { return add(a, _mm256_and_si256(m, b)); }                       \
+        static Reg keep(Mask m, Reg a) { return _mm256_and_si256(m, a); }                                           \
+        static bool loses(Mask m, Reg a) { return !_mm256_testc_si256(m, a); }                                      \
+        static uint64_t collect(Key* out, Mask m, Reg a) {                                                          \
+            uint32_t left = bytes(m) & (~0u / ((1u << sizeof(Key)) - 1)); /* one bit a lane */                      \
+            if (!left) return 0;                                                                                    \
+            Key keys[lanes];                                                                                        \
+            store(keys, a);                                                                                         \
+            uint64_t n = 0;                                                                                         \
+            for (; left; left &= left - 1) out[n++] = keys[__builtin_ctz(left) / sizeof(Key)];                      \
+            return n;                                                                                               \
+        }                                                                                                           \
+        template <int N>                                                                                            \
+        static Reg at_least(Reg a, Reg b, Reg c) {                                                                  \
+            return bits_in_at_least<N>(a, b, c);                                                                    \
+        }                                                                                                           \
+        template <int GROUP, int SHIFT>                                                                             \
+        static Reg rotate(Reg a) {                                                                                  \
+            return rotated<GROUP, SHIFT>(a);                                                                        \
+        }                                                                                                           \
     }
 
 SECATEUR_VECTOR(V1, uint8_t, 8, _mm256_set1_epi8, _mm256_max_epi8, _mm256_min_epi8);

@@ -38,42 +38,45 @@ inline __m512i rotated(__m512i x) {
 }
 
 // The same operations for each width: only the suffix of the instruction differs.
-#define SECATEUR_VECTOR(NAME, KEY, MASK, BITS)                                                                        \
-    struct NAME {                                                                                                     \
-        using Key = KEY;                                                                                              \
-        using Reg = __m512i;                                                                                          \
-        using Mask = MASK;                                                                                            \
-        static constexpr int lanes = 512 / BITS;                                                                      \
-        static constexpr int longest_rotation = rotation_limit;                                                       \
-        static constexpr bool partial = true;                                                                         \
-        static Reg load(const Key* p) { return _mm512_loadu_si512(p); }                                               \
-        static void store(Key* p, Reg a) { _mm512_storeu_si512(p, a); }                                               \
-        static Reg load_first(const Key* p, int n) { return _mm512_maskz_loadu_epi##BITS(first(n), p); }              \
-        static void store_first(Key* p, int n, Reg a) { _mm512_mask_storeu_epi##BITS(p, first(n), a); }               \
-        static Mask first(int n) { return static_cast<Mask>(~uint64_t{0} >> (64 - n)); }                              \
-        static Reg set1(Key a) { return _mm512_set1_epi##BITS(a); }                                                   \
-        static Reg all_and(Reg a, Reg b) { return _mm512_and_si512(a, b); }                                           \
-        static Reg all_or(Reg a, Reg b) { return _mm512_or_si512(a, b); }                                             \
-        static Reg add(Reg a, Reg b) { return _mm512_add_epi##BITS(a, b); }                                           \
-        static Reg max(Reg a, Reg b) { return _mm512_max_epi##BITS(a, b); }                                           \
-        static Mask gt(Reg a, Reg b) { return _mm512_cmpgt_epi##BITS##_mask(a, b); }                                  \
-        static Mask eq(Reg a, Reg b) { return _mm512_cmpeq_epi##BITS##_mask(a, b); }                                  \
-        static uint64_t count(Mask m) { return static_cast<uint64_t>(__builtin_popcountll(m)); }                      \
-        static Mask both(Mask a, Mask b) { return a & b; }                                                            \
-        static Mask without(Mask a, Mask b) { return static_cast<Mask>(a & ~b); }                                     \
-        static Reg min_where(Reg a, Mask m, Reg b) { return _mm512_mask_min_epi##BITS(a, m, a, b); }                  \
-        static Reg add_where(Reg a, Mask m, Reg b) { return _mm512_mask_add_epi##BITS(a, m, a, b); }                  \
-        static Reg keep(Mask m, Reg a) { return _mm512_maskz_mov_epi##BITS(m, a); }                                   \
+#define SECATEUR_VECTOR(NAME, KEY, MASK, BITS)                                                                           \
+    struct NAME {                                                                                                        \
+        using Key = KEY;                                                                                                 \
+        using Reg = __m512i;                                                                                             \
+        using Mask = MASK;                                                                                               \
+        static constexpr int lanes = 512 / BITS;                                                                         \
+        static constexpr int longest_rotation = rotation_limit;                                                          \
+        static Reg load(const Key* p) { return _mm512_loadu_si512(p); }                                                  \
+        static void store(Key* p, Reg a) { _mm512_storeu_si512(p, a); }                                                  \
+        static Mask from(int n) { return static_cast<Mask>(~uint64_t{0} << n); }                                         \
+        static Reg set1(Key a) { return _mm512_set1_epi##BITS(a); }                                                      \
+        static Reg all_and(Reg a, Reg b) { return _mm512_and_si512(a, b); }                                              \
+        static Reg all_or(Reg a, Reg b) { return _mm512_or_si512(a, b); }                                                \
+        static Reg add(Reg a, Reg b) { return _mm512_add_epi##BITS(a, b); }                                              \
+        static Reg sub(Reg a, Reg b) { return _mm512_sub_epi##BITS(a, b); }                                              \
+        static Reg max(Reg a, Reg b) { return _mm512_max_epi##BITS(a, b); }                                              \
+        static Mask gt(Reg a, Reg b) { return _mm512_cmpgt_epi##BITS##_mask(a, b); }                                     \
+        static Mask eq(Reg a, Reg b) { return _mm512_cmpeq_epi##BITS##_mask(a, b); }                                     \
+        static Mask negative(Reg a) { return _mm512_movepi##BITS##_mask(a); }                                            \
+        static uint64_t count(Mask m) { return static_cast<uint64_t>(__builtin_popcountll(m)); }                         \
+        static Mask both(Mask a, Mask b) { return a & b; }                                                               \
+        static Mask without(Mask a, Mask b) { return static_cast<Mask>(a & ~b); }                                        \
+        static Reg min_where(Reg a, Mask m, Reg b) { return _mm512_mask_min_epi##BITS(a, m, a, b); }                     \
+        static Reg add_where(Reg a, Mask m, Reg b) { return _mm512_mask_add_epi##BITS(a, m, a, b); }                     \
+        static Reg keep(Mask m, Reg a) { return _mm512_maskz_mov_epi##BITS(m, a); }                                      \
         static bool loses(Mask m, Reg a) { return _mm512_mask_test_epi##BITS##_mask(static_cast<Mask>(~m), a, a) != 0; } \
-        /* Through a register: compressing straight to memory is microcoded on Zen 4. */                              \
-        static uint64_t collect(Key* out, Mask m, Reg a) {                                                            \
-            store(out, _mm512_maskz_compress_epi##BITS(m, a));                                                        \
-            return count(m);                                                                                          \
-        }                                                                                                             \
-        template <int GROUP, int SHIFT>                                                                               \
-        static Reg rotate(Reg a) {                                                                                    \
-            return rotated<GROUP, SHIFT>(a);                                                                          \
-        }                                                                                                             \
+        /* Through a register: compressing straight to memory is microcoded on Zen 4. */                                 \
+        static uint64_t collect(Key* out, Mask m, Reg a) {                                                               \
+            store(out, _mm512_maskz_compress_epi##BITS(m, a));                                                           \
+            return count(m);                                                                                             \
+        }                                                                                                                \
+        template <int N>                                                                                                 \
+        static Reg at_least(Reg a, Reg b, Reg c) {                                                                       \
+            return _mm512_ternarylogic_epi32(a, b, c, N == 1 ? 0xFE : N == 2 ? 0xE8 : 0x80);                             \
+        }                                                                                                                \
+        template <int GROUP, int SHIFT>                                                                                  \
+        static Reg rotate(Reg a) {                                                                                       \
+            return rotated<GROUP, SHIFT>(a);                                                                             \
+        }                                                                                                                \
     }
 
 SECATEUR_VECTOR(V1, uint8_t, __mmask64, 8);
@@ -86,57 +89,35 @@ inline void add_pair(LampBin* bin, __m128i one_and_term) {
     _mm_storeu_si128(at, _mm_add_epi64(_mm_loadu_si128(at), one_and_term));
 }
 
-// Eight terms of a LAMP table: one 16-byte addition a term.
-inline void add_terms(__m512d x, __m512d scale, const uint32_t* index, LampBin* bins) {
-    const __m512i term = _mm512_cvt_roundpd_epi64(_mm512_mul_pd(_mm512_mul_pd(x, x), scale),
-                                                  _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512i one = _mm512_set1_epi64(1);
-    const __m512i even = _mm512_unpacklo_epi64(one, term), odd = _mm512_unpackhi_epi64(one, term);
-    add_pair(bins + index[0], _mm512_castsi512_si128(even));
-    add_pair(bins + index[1], _mm512_castsi512_si128(odd));
-    add_pair(bins + index[2], _mm512_extracti64x2_epi64(even, 1));
-    add_pair(bins + index[3], _mm512_extracti64x2_epi64(odd, 1));
-    add_pair(bins + index[4], _mm512_extracti64x2_epi64(even, 2));
-    add_pair(bins + index[5], _mm512_extracti64x2_epi64(odd, 2));
-    add_pair(bins + index[6], _mm512_extracti64x2_epi64(even, 3));
-    add_pair(bins + index[7], _mm512_extracti64x2_epi64(odd, 3));
-}
-
+// The bin of each element comes from the element itself, not from a vector: that saves the way through memory.
 void lamp_float(const void* ptr, uint64_t n, int shift, double scale, LampBin* bins) {
     const float* p = static_cast<const float*>(ptr);
-    const __m512i magnitude = _mm512_set1_epi32(max_key<uint32_t>);
     const __m512d scales = _mm512_set1_pd(scale);
-    const __m128i shifts = _mm_cvtsi32_si128(shift);
-    uint64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        const __m512 x = _mm512_loadu_ps(p + i);
-        alignas(64) uint32_t index[16];
-        _mm512_store_si512(index, _mm512_srl_epi32(_mm512_and_si512(_mm512_castps_si512(x), magnitude), shifts));
-        add_terms(_mm512_cvtps_pd(_mm512_castps512_ps256(x)), scales, index, bins);
-        add_terms(_mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)), scales, index + 8, bins);
-    }
-    lamp_scalar<uint32_t, float>(p + i, n - i, shift, scale, bins);
-}
-
-void lamp_double(const void* ptr, uint64_t n, int shift, double scale, LampBin* bins) {
-    const double* p = static_cast<const double*>(ptr);
-    const __m512i magnitude = _mm512_set1_epi64(max_key<uint64_t>);
-    const __m512d scales = _mm512_set1_pd(scale);
-    const __m128i shifts = _mm_cvtsi32_si128(shift);
+    const __m512i one = _mm512_set1_epi64(1);
     uint64_t i = 0;
     for (; i + 8 <= n; i += 8) {
-        const __m512d x = _mm512_loadu_pd(p + i);
-        alignas(32) uint32_t index[8];
-        const __m512i bin = _mm512_srl_epi64(_mm512_and_si512(_mm512_castpd_si512(x), magnitude), shifts);
-        _mm256_store_si256(reinterpret_cast<__m256i*>(index), _mm512_cvtepi64_epi32(bin));
-        add_terms(x, scales, index, bins);
+        uint64_t bits[4];
+        __builtin_memcpy(bits, p + i, sizeof bits);
+        const auto bin = [&](int j) { return bins + (key_of(uint32_t(bits[j / 2] >> (j % 2 * 32))) >> shift); };
+        const __m512d x = _mm512_cvtps_pd(_mm256_loadu_ps(p + i));
+        const __m512i term = _mm512_cvt_roundpd_epi64(_mm512_mul_pd(_mm512_mul_pd(x, x), scales),
+                                                      _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        const __m512i even = _mm512_unpacklo_epi64(one, term), odd = _mm512_unpackhi_epi64(one, term);
+        add_pair(bin(0), _mm512_castsi512_si128(even));
+        add_pair(bin(1), _mm512_castsi512_si128(odd));
+        add_pair(bin(2), _mm512_extracti64x2_epi64(even, 1));
+        add_pair(bin(3), _mm512_extracti64x2_epi64(odd, 1));
+        add_pair(bin(4), _mm512_extracti64x2_epi64(even, 2));
+        add_pair(bin(5), _mm512_extracti64x2_epi64(odd, 2));
+        add_pair(bin(6), _mm512_extracti64x2_epi64(even, 3));
+        add_pair(bin(7), _mm512_extracti64x2_epi64(odd, 3));
     }
-    lamp_scalar<uint64_t, double>(p + i, n - i, shift, scale, bins);
+    lamp_scalar<uint32_t, float>(p + i, n - i, shift, scale, bins);
 }
 
 }  // namespace
 
 const secateur::Kernels secateur::kernels_avx512 = {
     "avx512",
-    {row<V1>(nullptr), row<V2>(nullptr), row<V4>(lamp_float), row<V8>(lamp_double)},
+    {row<V1>(nullptr), row<V2>(nullptr), row<V4>(lamp_float), row<V8>(lamp_scalar<uint64_t, double>)},
 };

@@ -56,8 +56,7 @@ inline bool prune_run(typename V::Key* p, uint64_t stride, uint64_t n, const Gro
     return changed;
 }
 
-// Copies n elements a vector at a time. The last one copies what lies behind them too, up to `end` on the side that ends
-// first; later copies put that right.
+// Copies n elements a vector at a time, where there is room beyond them for the last vector.
 template <class V>
 inline void copy_over(const typename V::Key* from, typename V::Key* to, uint64_t n, uint64_t room) {
     uint64_t c = 0;
@@ -65,45 +64,56 @@ inline void copy_over(const typename V::Key* from, typename V::Key* to, uint64_t
     for (; c < n; ++c) to[c] = from[c];
 }
 
-// Whole blocks whose rows are short: brings the rows of several blocks side by side, prunes, and puts them back.
+// Whole blocks with short rows: brings the rows of several blocks side by side, prunes, and puts them back. Copies run on
+// into what follows; the next one puts that right, and the last ones keep within the blocks.
 template <class V, int OF>
 inline void prune_packed(typename V::Key* p, uint64_t blocks, const Groups& g, typename V::Key* scratch, uint64_t stride,
                          VectorTally<V>& seen) {
-    const uint64_t rows = blocks * g.of, end = rows * g.inner;
-    for (uint64_t r = 0; r < rows; ++r) {
-        copy_over<V>(p + r * g.inner, scratch + r % g.of * stride + r / g.of * g.inner, g.inner, end - r * g.inner);
+    const uint64_t end = blocks * g.of * g.inner;
+    uint64_t at = 0;
+    for (uint64_t b = 0; b < blocks; ++b) {
+        for (uint64_t j = 0; j < g.of; ++j, at += g.inner) {
+            copy_over<V>(p + at, scratch + j * stride + b * g.inner, g.inner, end - at);
+        }
     }
     if (!prune_run<V, OF>(scratch, stride, blocks * g.inner, g, seen)) return;
-    for (uint64_t r = 0; r < rows; ++r) {
-        copy_over<V>(scratch + r % g.of * stride + r / g.of * g.inner, p + r * g.inner, g.inner, end - r * g.inner);
+    at = 0;
+    for (uint64_t b = 0; b < blocks; ++b) {
+        for (uint64_t j = 0; j < g.of; ++j, at += g.inner) {
+            copy_over<V>(scratch + j * stride + b * g.inner, p + at, g.inner, end - at);
+        }
     }
-}
-
-// Columns of one block.
-template <class V, int OF>
-inline uint64_t prune_block(typename V::Key* p, uint64_t n, const Groups& g, VectorTally<V>& seen) {
-    if (n < V::lanes) return 0;
-    prune_run<V, OF>(p, g.inner, n, g, seen);
-    return n;
 }
 
 template <class V, int OF>
 void prune_columns(typename V::Key* p, const Groups& g, uint64_t first, uint64_t last, Tally* tally) {
     using Key = typename V::Key;
     alignas(64) Key scratch[scratch_bytes / sizeof(Key)];
-    const uint64_t stride = scratch_bytes / sizeof(Key) / g.of / V::lanes * V::lanes;
-    const uint64_t blocks = stride < g.inner + V::lanes ? 0 : (stride - V::lanes) / g.inner;
-    const bool packed = g.inner < 4 * V::lanes && g.inner % V::lanes && blocks * g.inner >= V::lanes;
+    const uint64_t stride = scratch_bytes / sizeof(Key) / g.of;
+    const bool short_rows = g.inner < 4 * V::lanes && g.inner % V::lanes && g.inner + V::lanes <= stride;
+    const uint64_t most = short_rows ? (stride - V::lanes) / g.inner : 0;
     VectorTally<V> seen;
     uint64_t done = 0;
     while (first < last) {
-        const uint64_t column = first % g.inner, rest = last - first;
-        Key* at = p + (first - column) * g.of + column;
-        uint64_t n, did;
-        if (packed && column == 0 && rest >= V::lanes && rest >= g.inner) {
-            n = rest / g.inner < blocks ? rest / g.inner : blocks;
+        const uint64_t column = first % g.inner, left = last - first;
+        const uint64_t blocks = left / g.inner < most ? left / g.inner : most;
+        uint64_t n = blocks * g.inner;
+        if (column == 0 && n >= V::lanes) {
+            prune_packed<V, OF>(p + first * g.of, blocks, g, scratch, stride, seen);
+            done += n;
+        } else {
+            n = left < g.inner - column ? left : g.inner - column;
+            if (n >= V::lanes) {
+                prune_run<V, OF>(p + (first - column) * g.of + column, g.inner, n, g, seen);
+                done += n;
+            } else {
+                prune_groups_scalar<Key>(p, &g, first, first + n, tally);
+            }
         }
+        first += n;
     }
+    tally->below += done * g.of - seen.above;
+    seen.pour(done * g.of, tally);
 }
 
 }  // namespace

@@ -1,1 +1,1 @@
-"""The first cut: two small networks and a real encoder, pruned in one shot every way, and what each choice cost."""
+"""The first cut: two small networks and a real encoder, pruned in one shot, and what each choice cost."""

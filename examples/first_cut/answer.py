@@ -11,7 +11,7 @@ import numpy as np
 from examples.first_cut.settings import REFERENCE, Settings
 from examples.first_cut.stats import Interval, interval, spearman
 from examples.first_cut.summary import select
-from examples.first_cut.words import join, points, share, signed
+from examples.first_cut.words import join, points, share
 
 Verdict = Literal["yes", "no", "unclear"]
 
@@ -25,14 +25,14 @@ class Early:
 
     Attributes:
         title, sparsity: which network, and the share of all its prunable weights that was pruned.
-        verdict: "yes" if in every seed the early layers lost at least `MARGIN` less than the late ones, "no" if in every
-            seed they lost at least as much more, else "unclear".
+        verdict: "yes" if in every seed the early layers lost at least `MARGIN` less than the late ones, "no"
+            if in every seed they lost at least `MARGIN` more, else "unclear".
         early_layers, late_layers: the first and the last half of the layers; a middle one belongs to neither.
         early, late: mean sparsity of the layers of a half, every layer counting once.
         late_minus_early: their difference, over seeds.
         first, last: name and mean sparsity of the first and of the last layer.
-        depth: Spearman's correlation of a layer’s position with its sparsity.
-        fan_in: Spearman's correlation of a layer’s inputs per output with its sparsity.
+        depth: Spearman's correlation of a layer's position with its sparsity.
+        fan_in: Spearman's correlation of a layer's inputs per output with its sparsity.
         same_verdict: at how many of the sparsities tried the verdict is this one, and how many there are.
     """
 
@@ -94,7 +94,7 @@ def verdict(halves: Sequence[tuple[float, float]]) -> Verdict:
 
 
 def early_all(measured: dict[str, Any], settings: Settings) -> list[Early]:
-    """The answer for every network: the small ones at ``layer_sparsity``, the encoder at its highest sparsity."""
+    """The answer for every network: LeNet and the CNN at ``layer_sparsity``, the encoder at its highest."""
     at = settings.layer_sparsity
     small = [early(measured[key], at, settings.sparsities) for key in ("lenet", "cnn")]
     tried = settings.encoder_sparsities
@@ -124,16 +124,14 @@ def headline(answers: Sequence[Early]) -> str:
 
 def sentence(a: Early) -> str:
     """One network's answer with its numbers."""
-    opening = {"yes": "yes", "no": "no, the early layers lose more", "unclear": "no clear difference"}[a.verdict]
+    opening = {"yes": "yes", "no": "no, they lose more", "unclear": "no clear difference"}[a.verdict]
     agreed, tried = a.same_verdict
-    n = a.early.n
+    seeds = f"over {a.early.n} seeds" if a.early.n > 1 else "(one model)"
     return (
-        f"{a.title}, {share(a.sparsity, 0)} pruned: {opening}. "
+        f"{a.title} at {share(a.sparsity, 0)}: {opening}. "
         f"{_group('early', a.early_layers)} {share(a.early.mean)} on average, "
-        f"{_group('late', a.late_layers)} {share(a.late.mean)}, a difference of {points(a.late_minus_early)} points"
-        f"{f' over {n} seeds' if n > 1 else ' (one model)'}. "
-        f"First layer {a.first[0]} {share(a.first[1])}, last layer {a.last[0]} {share(a.last[1])}. "
-        f"Rank correlation of a layer’s sparsity with its depth {signed(a.depth, 2)}, with its fan-in {signed(a.fan_in, 2)}. "
+        f"{_group('late', a.late_layers)} {share(a.late.mean)}: "
+        f"late minus early {points(a.late_minus_early)} points {seeds}. "
         f"The same verdict at {agreed} of {tried} sparsities."
     )
 
@@ -150,7 +148,7 @@ def follows(answers: Sequence[Early]) -> str:
         parts.append(f"with the depth more than with the fan-in in {join(by_depth)}")
     if alike:
         parts.append(f"with both to the same degree in {join(alike)}")
-    return "A layer’s sparsity goes " + ", ".join(parts) + "."
+    return "A layer's sparsity goes " + ", ".join(parts) + "."
 
 
 def _group(word: str, names: list[str]) -> str:
@@ -164,4 +162,3 @@ def _group(word: str, names: list[str]) -> str:
         return f"{start} {len(names)} {word} layers lose"
     ending = ("", "loses") if len(names) == 1 else ("s", "lose")
     return f"{start} {word} layer{ending[0]} ({', '.join(names)}) {ending[1]}"
-

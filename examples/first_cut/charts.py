@@ -11,7 +11,7 @@ from typing import Any
 from examples.first_cut.settings import METHODS, REFERENCE
 from examples.first_cut.stats import Interval
 from examples.first_cut.summary import Layer, Network, Point
-from examples.first_cut.svg import WIDTH, Axis, Mark, Series, line_chart, nice_axis, sparsity_axis
+from examples.first_cut.svg import WIDTH, Axis, Mark, Series, line_chart, nice_axis, picture, sparsity_axis
 from examples.first_cut.words import NAMES, percent, points, share, signed
 
 SHARE = Axis("", 0.0, 1.0, [(t / 5, f"{20 * t}%") for t in range(6)])
@@ -32,7 +32,9 @@ def ends(value: Interval) -> tuple[float, float]:
     return value.mean - half, value.mean + half
 
 
-def accuracy_chart(network: Network, shown: Callable[[Point], Interval | None], dense: Interval, when: str) -> str:
+def accuracy_chart(
+    network: Network, shown: Callable[[Point], Interval | None], dense: Interval, when: str
+) -> str:
     """Test accuracy against sparsity, a line a method."""
     series = []
     for method in METHODS:
@@ -56,7 +58,7 @@ def difference_chart(network: Network) -> str:
             continue
         marks = []
         for p in network.points[method]:
-            tip = f"{NAMES[method]} minus global, {share(p.sparsity, 0)} pruned: {points(p.minus_global)} points"
+            tip = f"{NAMES[method]} minus global at {share(p.sparsity, 0)}: {points(p.minus_global)} points"
             marks.append(Mark(p.sparsity, p.minus_global.mean, *ends(p.minus_global), tip))
         series.append(Series(NAMES[method], method, marks))
         low = min(low, *(m.low for m in marks))
@@ -74,17 +76,18 @@ def flops_chart(network: Network) -> str:
             continue
         marks = []
         for p in network.points[method]:
-            tip = f"{NAMES[method]}, {share(p.sparsity, 0)} pruned: {share(p.flops.mean)} of the FLOPs, {percent(p.final)}"
+            work = f"{share(p.flops.mean)} of the FLOPs left"
+            tip = f"{NAMES[method]}, {share(p.sparsity, 0)} pruned, {work}: {percent(p.final)}"
             marks.append(Mark(1 - p.flops.mean, p.final.mean, *ends(p.final), tip))
         series.append(Series(NAMES[method], method, marks))
     removed = [m.x for s in series for m in s.marks]
     axis = sparsity_axis([min(removed), max(removed)])
-    inside = [t for t in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98) if axis.low - 0.005 < t < axis.high + 0.005]
+    round_numbers = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+    inside = [t for t in round_numbers if axis.low - 0.005 < t < axis.high + 0.005]
     x = Axis("% of the FLOPs saved", axis.low, axis.high, [(t, f"{100 * t:g}") for t in inside], axis.place)
     dense = network.dense_after or network.dense
-    return line_chart(
-        f"{network.title}: accuracy against FLOPs", x, SHARE, series, (dense.mean, f"dense {share(dense.mean)}")
-    )
+    reference = (dense.mean, f"dense {share(dense.mean)}")
+    return line_chart(f"{network.title}: accuracy against FLOPs", x, SHARE, series, reference)
 
 
 def layer_bars(network: Network) -> str:
@@ -109,7 +112,7 @@ def layer_bars(network: Network) -> str:
             y += row
         y += gap
     name = f"{network.title}: share of each layer pruned by each allocation"
-    return f'<svg viewBox="0 0 {WIDTH} {y:.0f}" role="img" aria-label="{escape(name, quote=True)}">{"".join(parts)}</svg>'
+    return picture(name, y, parts)
 
 
 def score_chart(encoder: dict[str, Any], test: str, title: str) -> str:
@@ -122,7 +125,8 @@ def score_chart(encoder: dict[str, Any], test: str, title: str) -> str:
         for r in encoder["runs"]:
             if r["method"] == method:
                 s = r["scores"][test]
-                tip = f"{method}, {share(r['asked'], 0)} pruned: {s['score']:.3f} ({s['low']:.3f} to {s['high']:.3f})"
+                span = f"({s['low']:.3f} to {s['high']:.3f})"
+                tip = f"{method}, {share(r['asked'], 0)} pruned: {s['score']:.3f} {span}"
                 marks.append(Mark(r["asked"], s["score"], s["low"], s["high"], tip))
         series.append(Series(NAMES[method], method, marks))
         low, high = min(low, *(m.low for m in marks)), max(high, *(m.high for m in marks))
@@ -134,7 +138,7 @@ def score_chart(encoder: dict[str, Any], test: str, title: str) -> str:
 
 
 def encoder_grid(layers: Sequence[dict[str, Any]]) -> str:
-    """Every weight matrix of the encoder as a cell: block across, kind of matrix down, shade and number its sparsity."""
+    """Every weight matrix of the encoder as a cell with its sparsity: blocks across, kinds of matrix down."""
     cells = {}
     for layer in layers:
         match = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", layer["name"])
@@ -162,5 +166,6 @@ def encoder_grid(layers: Sequence[dict[str, Any]]) -> str:
         y = top + line * tall + (6 if line == len(MATRICES) else 0)
         parts.append(f'<text class="end title" x="{left - 8}" y="{y + 18}">{escape(label)}</text>')
     height = top + (len(MATRICES) + 1) * tall + 8
-    name = "Sparsity of every weight matrix of the encoder under the global allocation"
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
+    return picture(
+        "Sparsity of every weight matrix of the encoder under the global allocation", height, parts
+    )

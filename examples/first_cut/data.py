@@ -50,7 +50,7 @@ class WordSim:
 
 @dataclass(frozen=True)
 class Lee50:
-    """Lee50: 50 short news texts and the mean similarity people gave each pair, ``(50, 50)`` float64 in 0 to 1."""
+    """Lee50: 50 short news texts and the mean similarity people gave each pair, ``(50, 50)`` in 0 to 1."""
 
     texts: list[str]
     human: np.ndarray
@@ -82,7 +82,7 @@ def mnist_5k() -> Part:
 
 
 def split(data: Part, seed: int, settings: Settings) -> Split:
-    """Stratified split: as many images of every digit in each part, drawn by ``seed``, no image in two parts."""
+    """Stratified split drawn by ``seed``: as many images of every digit in each part, none in two parts."""
     generator = torch.Generator().manual_seed(seed)
     sizes = (settings.train, settings.validation, settings.test)
     index: list[list[Tensor]] = [[], [], []]

@@ -44,7 +44,7 @@ class Encoder:
 
 
 def load() -> Encoder:
-    """all-MiniLM-L6-v2 from the package that ships it, and every text tokenised once, in batches of like length."""
+    """The encoder from the package that ships it, and its texts as tokens, in batches of like length."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
@@ -77,7 +77,7 @@ def _chunks(order: list[int], lengths: list[int], budget: int) -> list[list[int]
 
 @torch.inference_mode()
 def embed(model: nn.Module, encoder: Encoder) -> np.ndarray:
-    """Unit embeddings ``(texts, width)`` float64: the last hidden state's mean over real tokens, L2-normalised."""
+    """Embeddings ``(texts, width)`` float64: the last hidden state's mean over real tokens, at length 1."""
     rows: dict[int, np.ndarray] = {}
     for chunk, batch in encoder.batches:
         hidden = model(**batch).last_hidden_state
@@ -93,8 +93,8 @@ Scorer = Callable[[np.ndarray], float]
 def scorers(embeddings: np.ndarray, encoder: Encoder) -> dict[str, tuple[Scorer, int]]:
     """For each test, its score as a function of the items drawn (indices), and how many items there are.
 
-    WordSim-353 draws word pairs. Lee50 draws *texts* and takes all pairs of different ones, because pairs that share a
-    text are not independent.
+    WordSim-353 draws word pairs. Lee50 draws *texts* and takes all pairs of different ones, because pairs
+    that share a text are not independent.
     """
     at = encoder.words
     left, right = (np.array([at[pair[side]] for pair in encoder.wordsim.pairs]) for side in (0, 1))

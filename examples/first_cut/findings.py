@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from examples.first_cut.settings import METHODS, REFERENCE
 from examples.first_cut.stats import Interval
 from examples.first_cut.summary import Network, Point
-from examples.first_cut.words import NAMES, percent, points, share, signed
+from examples.first_cut.words import NAMES, join, percent, points, share, signed
 
 CLOSE = 0.01
 """A network within one point of its dense accuracy counts as close to it."""
@@ -20,8 +21,8 @@ def excludes_zero(value: Interval) -> bool:
 
 
 def network_findings(network: Network) -> list[str]:
-    """What the sweep of one network shows: the order at the far end, the expectation from papers, recalibration."""
-    said = [_ranking(network), _expectation(network), _close(network)]
+    """What the sweep of one network shows, a sentence a question."""
+    said = [_ranking(network), _expectation(network), _close(network), _emptied(network)]
     if network.batchnorm:
         said += [_recalibration(network), _flops(network)]
     return said
@@ -45,9 +46,10 @@ def _expectation(network: Network) -> str:
         verdict += ", but not beyond the noise of these seeds"
     surely = _list(sure) if sure else "no sparsity"
     return (
-        f"Papers lead one to expect global above uniform at high sparsity. Measured: global is ahead on average at "
-        f"{len(ahead)} of {len(uniform)} sparsities; at {share(far.sparsity, 0)} uniform minus global is "
-        f"{points(far.minus_global)} points, {verdict}. The paired interval excludes zero at {surely}."
+        f"Papers lead one to expect global above uniform at high sparsity. Measured: global is ahead on "
+        f"average at {len(ahead)} of {len(uniform)} sparsities; at {share(far.sparsity, 0)} uniform minus "
+        f"global is {points(far.minus_global)} points, {verdict}. "
+        f"The paired interval excludes zero at {surely}."
     )
 
 
@@ -56,10 +58,22 @@ def _close(network: Network) -> str:
     floor = network.dense.mean - CLOSE
     reach = {}
     for method, row in network.points.items():
-        held = [p.sparsity for p in row if all(q.final.mean >= floor for q in row if q.sparsity <= p.sparsity)]
-        reach[method] = f"{share(max(held), 0)}" if held else "none of them"
+        held = list(takewhile(lambda p: p.final.mean >= floor, row))
+        reach[method] = share(held[-1].sparsity, 0) if held else "none of them"
     listed = ", ".join(f"{NAMES[m]} {r}" for m, r in reach.items())
     return f"Highest sparsity tried up to which the mean stays within one point of dense: {listed}."
+
+
+def _emptied(network: Network) -> str:
+    """Layers that lost every weight, after which the network is blind or mute there."""
+    found = []
+    for method, row in network.points.items():
+        where = [f"{join(p.emptied)} at {share(p.sparsity, 0)}" for p in row if p.emptied]
+        if where:
+            found.append(f"by {NAMES[method]} {', '.join(where)}")
+    if not found:
+        return "No layer was left with nothing by any method."
+    return f"Layers left with nothing in at least one seed: {'; '.join(found)}."
 
 
 def _recalibration(network: Network) -> str:
@@ -73,11 +87,13 @@ def _recalibration(network: Network) -> str:
     (method, sparsity), gain = max(gains.items(), key=lambda item: item[1])
     dense = ""
     if network.dense_after is not None:
-        dense = f" The dense network goes from {percent(network.dense)} to {percent(network.dense_after)} by the same step."
+        change = f"{percent(network.dense)} to {percent(network.dense_after)}"
+        dense = f" The dense network goes from {change} by the same step."
     worse = sum(g < 0 for g in gains.values())
+    span = f"{signed(100 * min(gains.values()), 1)} to {signed(100 * gain, 1)}"
     return (
         f"Recalibrating BatchNorm on training images changes the mean accuracy of magnitude pruning by "
-        f"{signed(100 * min(gains.values()), 1)} to {signed(100 * gain, 1)} points, most for {NAMES[method]} at {share(sparsity, 0)}; "
+        f"{span} points, most for {NAMES[method]} at {share(sparsity, 0)}; "
         f"it lowers it at {worse} of {len(gains)} points.{dense}"
     )
 
@@ -87,8 +103,8 @@ def _flops(network: Network) -> str:
     order = sorted(last, key=lambda m: last[m].flops.mean)
     listed = ", ".join(f"{NAMES[m]} {share(last[m].flops.mean)}" for m in order)
     return (
-        f"The same number of weights is not the same amount of work: at {share(last[order[0]].sparsity, 0)} sparsity the "
-        f"multiplications left are {listed} of the dense network's."
+        f"The same number of weights is not the same amount of work: at {share(last[order[0]].sparsity, 0)} "
+        f"sparsity the multiplications left are {listed} of the dense network's."
     )
 
 

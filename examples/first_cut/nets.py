@@ -29,11 +29,12 @@ class LeNet300100(nn.Module):
         return self.fc3(F.relu(self.fc2(x)))
 
 
-class SmallCNN(nn.Module):
+class Conv4BN(nn.Module):
     """Four 3x3 convolutions, each with BatchNorm, then one linear layer: 60,688 weights."""
 
     def __init__(self) -> None:
         super().__init__()
+
         def conv(inputs: int, outputs: int, stride: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
             return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs)
 
@@ -54,14 +55,18 @@ class SmallCNN(nn.Module):
 
 @dataclass(frozen=True)
 class Kind:
-    """A network of the sweep: its key in the report, the name people read, and its class."""
+    """A network of the sweep: its key in the report, its name, what it is made of, and its class."""
 
     key: str
     title: str
+    about: str
     build: Callable[[], nn.Module]
 
 
-KINDS = (Kind("lenet", "LeNet-300-100", LeNet300100), Kind("cnn", "CNN with BatchNorm", SmallCNN))
+KINDS = (
+    Kind("lenet", "LeNet-300-100", "Three fully connected layers", LeNet300100),
+    Kind("cnn", "Conv4-BN", "Four convolutions, each with BatchNorm, and one linear layer", Conv4BN),
+)
 
 
 def has_batchnorm(model: nn.Module) -> bool:
@@ -71,7 +76,7 @@ def has_batchnorm(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, part: Part) -> float:
-    """Share of ``part`` classified right, 0 to 1, in evaluation mode; the mode of ``model`` is left as it was."""
+    """Share of ``part`` classified right, 0 to 1, in evaluation mode; ``model`` keeps the mode it had."""
     was_training = model.training
     model.eval()
     right = sum(
@@ -82,11 +87,13 @@ def accuracy(model: nn.Module, part: Part) -> float:
     return right / len(part.labels)
 
 
-def train(kind: Kind, split: Split, seed: int, settings: Settings, step: Callable[[], None]) -> tuple[nn.Module, int]:
+def train(
+    kind: Kind, split: Split, seed: int, settings: Settings, step: Callable[[], None]
+) -> tuple[nn.Module, int]:
     """Trains a network of one kind and returns it, in evaluation mode, with the epoch it was taken from.
 
-    AdamW under one learning-rate cycle. The epoch kept is the first with the highest *validation* accuracy; the test
-    part is never looked at. ``step`` is called once an epoch.
+    AdamW under one learning-rate cycle. The epoch kept is the first with the highest *validation* accuracy;
+    the test part is never looked at. ``step`` is called once an epoch.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.first_cut import charts
-from examples.first_cut.answer import MARGIN, follows, headline, sentence
+from examples.first_cut.answer import MARGIN, Early, follows, headline, sentence
 from examples.first_cut.job import Results
 from examples.first_cut.settings import METHODS
 from examples.first_cut.stats import student_quantile
-from examples.first_cut.summary import Network
-from examples.first_cut.words import NAMES, percent, points, share
+from examples.first_cut.summary import Network, Point
+from examples.first_cut.words import NAMES, percent, points, share, signed
 
 TESTS = {"wordsim": "WordSim-353 (Spearman)", "lee50": "Lee50 (Pearson)"}
 
@@ -32,7 +33,7 @@ def figures(network: Network) -> list[dict[str, Any]]:
         accuracy = charts.accuracy_chart(network, lambda p: p.before, network.dense, "after pruning")
         return [
             figure(accuracy, "Test accuracy, nothing retrained"),
-            figure(charts.difference_chart(network), "Accuracy minus global, in points, same trained weights"),
+            figure(charts.difference_chart(network), "Accuracy minus global, in points"),
         ]
     before = charts.accuracy_chart(network, lambda p: p.before, network.dense, "before recalibration")
     dense = network.dense_after or network.dense
@@ -47,9 +48,11 @@ def figures(network: Network) -> list[dict[str, Any]]:
 
 def tables(network: Network) -> list[dict[str, Any]]:
     """All numbers of one network: a table a quantity, a row a sparsity, a column a method."""
-    shown = [("Test accuracy right after pruning", lambda p: percent(p.before))]
+    shown: list[tuple[str, Callable[[Point], str]]] = [
+        ("Test accuracy right after pruning", lambda p: percent(p.before))
+    ]
     if network.batchnorm:
-        shown.append(("Test accuracy after BatchNorm recalibration", lambda p: percent(p.after)))
+        shown.append(("Test accuracy after BatchNorm recalibration", lambda p: percent(p.final)))
     shown.append(("Accuracy minus global on the same weights, in points", lambda p: points(p.minus_global)))
     shown.append(("Effective FLOPs left, of the dense network's", lambda p: percent(p.flops)))
     rows = range(len(network.points[METHODS[0]]))
@@ -80,8 +83,25 @@ def encoder_table(encoder: dict[str, Any]) -> dict[str, Any]:
         scores = [span(r["scores"][t]) for t in TESTS]
         flops, model = share(r["flops"] / r["flops_dense"]), share(r["model_sparsity"])
         rows.append([share(r["asked"], 0), NAMES[r["method"]], *scores, flops, model])
-    head = ["pruned", "allocation", *TESTS.values(), "FLOPs left", "of all parameters"]
+    head = ["pruned", "allocation", *TESTS.values(), "FLOPs left", "pruned of all parameters"]
     return {"title": "Scores with 95% bootstrap intervals", "head": head, "rows": rows}
+
+
+def answer_table(answers: list[Early]) -> dict[str, Any]:
+    """What stands behind the answer, a column a network."""
+    shown: list[tuple[str, Callable[[Early], str]]] = [
+        ("pruned in all", lambda a: share(a.sparsity, 0)),
+        ("first layer", lambda a: f"{a.first[0]} {share(a.first[1])}"),
+        ("last layer", lambda a: f"{a.last[0]} {share(a.last[1])}"),
+        ("early half, mean", lambda a: percent(a.early)),
+        ("late half, mean", lambda a: percent(a.late)),
+        ("late minus early, points", lambda a: points(a.late_minus_early)),
+        ("rank correlation with depth", lambda a: signed(a.depth, 2)),
+        ("rank correlation with fan-in", lambda a: signed(a.fan_in, 2)),
+    ]
+    rows = [[label, *(show(a) for a in answers)] for label, show in shown]
+    head = ["", *(a.title for a in answers)]
+    return {"title": "Share of the layers that global pruned", "head": head, "rows": rows}
 
 
 def render(results: Results, seconds: dict[str, float]) -> str:
@@ -91,7 +111,7 @@ def render(results: Results, seconds: dict[str, float]) -> str:
     encoder = results.measured["encoder"]
     last = max(r["asked"] for r in encoder["runs"])
     deepest = next(r for r in encoder["runs"] if r["method"] == "global" and r["asked"] == last)
-    n = len(results.settings.seeds)
+    seeds = len(results.settings.seeds)
     return environment.get_template("page.html.j2").render(
         results=results,
         settings=results.settings,
@@ -99,17 +119,19 @@ def render(results: Results, seconds: dict[str, float]) -> str:
         headline=headline(results.answers),
         sentences=[sentence(a) for a in results.answers],
         follows=follows(results.answers),
+        answer_table=answer_table(results.answers),
         margin=round(100 * MARGIN),
         layer_sparsity=share(results.settings.layer_sparsity, 0),
-        n=n,
-        t=student_quantile(0.975, n - 1) if n > 1 else None,
+        n=seeds,
+        t=student_quantile(0.975, seeds - 1) if seeds > 1 else None,
         networks=[
-            {"about": net, "figures": figures(net), "tables": tables(net), "bars": Markup(charts.layer_bars(net))}
-            for net in results.networks
+            {"about": n, "figures": figures(n), "tables": tables(n), "bars": Markup(charts.layer_bars(n))}
+            for n in results.networks
         ],
         encoder=encoder,
         encoder_figures=[
-            figure(charts.score_chart(encoder, t, title), f"{title}: agreement with people") for t, title in TESTS.items()
+            figure(charts.score_chart(encoder, test, title), f"{title}: agreement with people")
+            for test, title in TESTS.items()
         ],
         encoder_table=encoder_table(encoder),
         grid=Markup(charts.encoder_grid(deepest["layers"])),

@@ -16,7 +16,7 @@ class Settings:
     """Everything a run of the first cut depends on; it is written into the report as it is.
 
     Attributes:
-        seeds: one trained network of each kind a seed; a seed fixes the split, the initial weights and the batches.
+        seeds: one trained network of each kind a seed; a seed fixes split, initial weights and batches.
         sparsities: fractions of the prunable weights of LeNet and the CNN to remove.
         layer_sparsity: the one of ``sparsities`` at which the page shows every layer.
         encoder_sparsities: fractions of the encoder's linear weights to remove.

@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of ``n`` numbers and the half width of its 95 % interval (``None`` where one number allows none)."""
+    """A mean of ``n`` numbers and the half width of its 95 % interval (``None`` for a single number)."""
 
     mean: float
     half: float | None
@@ -21,9 +21,9 @@ class Interval:
 def student_cdf(t: float, df: int) -> float:
     """P(T <= t) of Student's t with ``df`` degrees of freedom, by the finite series for whole ``df``.
 
-    With θ = atan(t / √df), the probability of the central part [-t, t] is, for even df,
-    sin θ · (1 + ½ cos²θ + ½·¾ cos⁴θ + …) and, for odd df, 2/π · (θ + sin θ · (cos θ + ⅔ cos³θ + …)), both up to
-    the power df - 2 (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+    With θ = atan(t / √df), the probability of [-t, t] is sin θ · (1 + ½ cos²θ + ½·¾ cos⁴θ + …) for even df
+    and 2/π · (θ + sin θ · (cos θ + ⅔ cos³θ + …)) for odd df, up to the power df - 2 (Abramowitz and Stegun,
+    26.7.3 and 26.7.4).
 
     >>> round(student_cdf(1.0, 1), 6)
     0.75

@@ -21,6 +21,7 @@ class Point:
         final: the last of the two, what a user would get.
         minus_global: ``final`` minus that of global on the *same* trained weights, seed by seed.
         flops: effective FLOPs as a share of the dense network's.
+        emptied: layers that were left with nothing, in any seed.
     """
 
     sparsity: float
@@ -29,6 +30,7 @@ class Point:
     final: Interval
     minus_global: Interval
     flops: Interval
+    emptied: list[str]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Network:
 
     key: str
     title: str
+    about: str
     batchnorm: bool
     parameters: int
     prunable: int
@@ -61,6 +64,7 @@ def network(key: str, measured: dict[str, Any], settings: Settings) -> Network:
     return Network(
         key=key,
         title=measured["title"],
+        about=measured["about"],
         batchnorm=measured["batchnorm"],
         parameters=measured["parameters"],
         prunable=measured["prunable"],
@@ -89,6 +93,7 @@ def optional_interval(values: Sequence[float | None]) -> Interval | None:
 
 def point(runs: Sequence[dict[str, Any]], method: str, sparsity: float) -> Point:
     """One method at one sparsity, over seeds and against the reference on the same seeds."""
+    by_layer = zip(*(r["layers"] for r in select(runs, method, sparsity)), strict=True)
     chosen, reference = select(runs, method, sparsity), select(runs, REFERENCE, sparsity)
     pairs = zip(chosen, reference, strict=True)
     return Point(
@@ -98,6 +103,7 @@ def point(runs: Sequence[dict[str, Any]], method: str, sparsity: float) -> Point
         final=interval([final(r) for r in chosen]),
         minus_global=interval([final(c) - final(r) for c, r in pairs]),
         flops=interval([r["flops"] / r["flops_dense"] for r in chosen]),
+        emptied=[rows[0]["name"] for rows in by_layer if any(r["zeros"] == r["numel"] for r in rows)],
     )
 
 

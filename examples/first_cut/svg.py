@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: axes, series with error bars, labels beside the lines. Colours come from the page's CSS."""
+"""Line charts as inline SVG: axes, series with error bars, labels beside the lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from html import escape
 WIDTH, HEIGHT = 440, 310
 LEFT, RIGHT, TOP, BOTTOM = 46, 98, 12, 46
 DODGE = 2.2
-"""Pixels between the marks of neighbouring series, so that error bars at one place do not cover each other."""
+"""Pixels between the marks of neighbouring series, so that error bars do not cover each other."""
 LINE_GAP = 14
 """Pixels between the labels at the ends of the lines."""
 
@@ -37,7 +37,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """A scale with ticks: ``place`` maps a value to where it is drawn, in any unit; ``low`` to ``high`` is shown."""
+    """A scale from ``low`` to ``high``, with ticks; ``place`` maps a value to where it goes, in any unit."""
 
     title: str
     low: float
@@ -46,10 +46,10 @@ class Axis:
     place: Callable[[float], float] = field(default=lambda v: v)
 
     def at(self, value: float, start: float, end: float) -> float:
-        """Pixel of ``value`` on an axis drawn from ``start`` to ``end``; what lies outside is drawn at the edge."""
+        """Pixel of ``value`` on an axis from ``start`` to ``end``; what lies outside goes to the edge."""
         low, high = self.place(self.low), self.place(self.high)
-        share = (self.place(min(max(value, self.low), self.high)) - low) / (high - low)
-        return start + share * (end - start)
+        part = (self.place(min(max(value, self.low), self.high)) - low) / (high - low)
+        return start + part * (end - start)
 
 
 def sparsity_axis(sparsities: Sequence[float]) -> Axis:
@@ -86,7 +86,7 @@ def line_chart(
     parts = [_grid(x, y, right, bottom)]
     if reference is not None:
         height = y.at(reference[0], bottom, TOP)
-        parts.append(f'<line class="reference" x1="{LEFT}" x2="{right}" y1="{height:.1f}" y2="{height:.1f}"/>')
+        parts.append(_segment("reference", LEFT, height, right, height))
     ends, labels = [], []
     for i, s in enumerate(series):
         shift = (i - (len(series) - 1) / 2) * DODGE
@@ -101,11 +101,13 @@ def line_chart(
     heights = spread([end[1] for end in ends], TOP + 2, bottom - 4)
     for (label, style), end, height in zip(labels, ends, heights, strict=True):
         parts.append(_label(label, style, end, (right + 14, height)))
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name, quote=True)}">'
-        + "".join(parts)
-        + "</svg>"
-    )
+    return picture(name, HEIGHT, parts)
+
+
+def picture(name: str, height: float, parts: Sequence[str]) -> str:
+    """``parts`` as one ``<svg>`` of the common width, named for readers who do not see it."""
+    box = f'viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(name, quote=True)}"'
+    return f"<svg {box}>{''.join(parts)}</svg>"
 
 
 def spread(heights: Sequence[float], top: float, bottom: float) -> list[float]:
@@ -128,7 +130,7 @@ def spread(heights: Sequence[float], top: float, bottom: float) -> list[float]:
 
 
 def mark(style: str, x: float, y: float) -> str:
-    """The shape that goes with a style, centred at ``(x, y)``: shapes differ, so colour is not needed to tell them."""
+    """The shape of a style, centred at ``(x, y)``: every style has its own, so colour alone tells nothing."""
     r = 4.0
     if style == "lamp":
         path = f"M{x:.1f} {y - r:.1f}l{r} {1.8 * r}h{-2 * r}z"
@@ -147,13 +149,13 @@ def _grid(x: Axis, y: Axis, right: float, bottom: float) -> str:
     parts = []
     for value, label in y.ticks:
         at = y.at(value, bottom, TOP)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(_segment("grid", LEFT, at, right, at))
         parts.append(_text(label, LEFT - 7, at + 4, "end"))
     for value, label in x.ticks:
         at = x.at(value, LEFT, right)
-        parts.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
+        parts.append(_segment("axis", at, bottom, at, bottom + 5))
         parts.append(_text(label, at, bottom + 18, "middle"))
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+    parts.append(_segment("axis", LEFT, bottom, right, bottom))
     parts.append(_text(x.title, (LEFT + right) / 2, bottom + 37, "middle title"))
     return "".join(parts)
 
@@ -162,14 +164,18 @@ def _line(series: Series, places: list[tuple[float, float]], bars: list[tuple[fl
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     parts = [f'<polyline class="line {series.style}" points="{path}"/>']
     for m, (x, y), (low, high) in zip(series.marks, places, bars, strict=True):
-        bar = f'<line class="bar {series.style}" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+        bar = _segment(f"bar {series.style}", x, low, x, high)
         parts.append(f"<g><title>{escape(m.tip)}</title>{bar}{mark(series.style, x, y)}</g>")
     return "".join(parts)
 
 
 def _label(label: str, style: str, end: tuple[float, float], at: tuple[float, float]) -> str:
-    line = f'<line class="leader" x1="{end[0] + 5:.1f}" y1="{end[1]:.1f}" x2="{at[0] - 2:.1f}" y2="{at[1]:.1f}"/>'
+    line = _segment("leader", end[0] + 5, end[1], at[0] - 2, at[1])
     return line + _text(label, at[0], at[1] + 4, style)
+
+
+def _segment(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def _text(text: str, x: float, y: float, style: str) -> str:

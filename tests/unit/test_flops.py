@@ -317,9 +317,8 @@ def test_grouped_query_attention() -> None:
 def bert(**kwargs: Any) -> nn.Module:
     from transformers import BertConfig, BertModel
 
-    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-                        max_position_embeddings=20, **kwargs)  # fmt: skip
-    return BertModel(config)
+    size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 20}
+    return BertModel(BertConfig(**size, num_hidden_layers=2, num_attention_heads=2, **kwargs))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -358,10 +357,10 @@ def test_experts(experts: str) -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(1)
-    config = MixtralConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-                           num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2,
-                           max_position_embeddings=20, experts_implementation=experts)  # fmt: skip
-    model = MixtralForCausalLM(config).eval()
+    size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 20}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
+    moe = {"num_local_experts": 4, "num_experts_per_tok": 2, "experts_implementation": experts}
+    model = MixtralForCausalLM(MixtralConfig(**size, **heads, **moe)).eval()
     ids = torch.randint(0, 50, (3, 7))
     flops = count_flops(model, ids)
     rows = 21
@@ -483,6 +482,13 @@ def test_compiled_runs_as_plain() -> None:
 def test_a_shared_module_counts_each_time() -> None:
     fc = nn.Linear(4, 4)
     assert count_flops(nn.Sequential(fc, nn.ReLU(), fc), torch.randn(1, 4)) == Flops(64, {"0": 64}, 64)
+
+
+def test_a_shared_module_whose_weight_is_used_from_outside() -> None:
+    fc = nn.Linear(4, 4)
+    model = Calls(lambda x, b: F.linear(x, b.weight), b=fc)
+    model.a = fc  # sorts before the name that comes first
+    assert count_flops(model, torch.randn(1, 4)) == Flops(32, {"b": 32}, 32)
 
 
 def test_tied_weights_go_to_the_module_that_runs() -> None:

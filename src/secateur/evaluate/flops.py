@@ -55,8 +55,7 @@ class Flops:
 
     @property
     def speedup(self) -> float:
-        """``total / effective``, ShrinkBench's theoretical speed-up: not a measurement, dense kernels
-        multiply zeros too."""
+        """``total / effective``: theoretical, not a measurement, since dense kernels multiply zeros too."""
         if self.effective == 0:
             return 1.0 if self.total == 0 else inf
         return self.total / self.effective
@@ -86,8 +85,7 @@ class Flops:
 
 
 def count_flops(model: nn.Module, example_input: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> Flops:
-    """Counts the multiply-adds of one forward pass, 2 FLOPs each, in all and without those that meet a zero
-    weight.
+    """Counts the multiply-adds of one forward pass, 2 FLOPs each: all, and those that meet no zero weight.
 
     ``effective = Σ flops(op) · nonzero(w_op) / numel(w_op)`` over the operators that use a weight, plus all
     others; ``speedup = total / effective``. Torch's `FlopCounterMode` counts what it knows; recurrent layers,
@@ -131,15 +129,16 @@ def count_flops(model: nn.Module, example_input: Tensor | tuple[Any, ...] | Mapp
     _refuse_valueless(model)
     counter = FlopCounterMode(display=False)
     ledger = Ledger(model, counter)
+    weights = prunable(model)
     with torch.no_grad(), only_training(model), _uncompiled(), counter, ledger.watching():
         model(*args, **kwargs)
-    _refuse_uncounted(model, ledger)
+    _refuse_uncounted(model, weights - ledger.counted, ledger.entered)
     by_module: dict[str, int] = {}
     for name, _ in model.named_modules():
         if ledger.flops.get(name):
             plain = ".".join(step for step in name.split(".") if step not in WRAPPERS)
             by_module[plain] = by_module.get(plain, 0) + ledger.flops[name]
-    return Flops(sum(by_module.values()), by_module, ledger.effective)
+    return Flops(sum(ledger.flops.values()), by_module, ledger.effective)
 
 
 def _call_with(example_input: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -169,8 +168,7 @@ def _refuse_valueless(model: nn.Module) -> None:
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Compiled modules run as the plain ones they are made from: inside a compiled graph no operator is
-    seen."""
+    """Compiled modules run as the plain ones they are made of: no operator is seen inside a graph."""
     if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and importing it takes seconds
         yield
         return
@@ -179,14 +177,14 @@ def _uncompiled() -> Iterator[None]:
         yield
 
 
-def _refuse_uncounted(model: nn.Module, ledger: Ledger) -> None:
-    """Raises if a prunable weight multiplied nothing that was counted."""
+def _refuse_uncounted(model: nn.Module, uncounted: set[str], entered: set[str]) -> None:
+    """Raises if there are prunable weights that multiplied nothing that was counted."""
     modules = dict(model.named_modules(remove_duplicate=False))
     reasons: dict[str, str] = {}
-    for name in sorted(prunable(model) - ledger.counted):
+    for name in sorted(uncounted):
         path = owner(name)
         where = f"{path!r}" if path else "the model itself"
-        why = "ran, but by an operator that is not counted" if path in ledger.entered else "never ran"
+        why = "ran, but by an operator that is not counted" if path in entered else "never ran"
         reasons[path] = f"{where} ({type(modules[path]).__name__}): {why}"
     if reasons:
         raise BadInput(

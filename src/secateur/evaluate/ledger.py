@@ -38,6 +38,8 @@ class Ledger(TorchDispatchMode):
         self.origins = Origins(model)
         self._counter = counter
         self._names = {id(m): n for n, m in model.named_modules()}
+        paths = model.named_modules(remove_duplicate=False)
+        self._first_names = {n: self._names[id(m)] for n, m in paths}
         self._running = [""]
 
     @contextmanager
@@ -71,10 +73,8 @@ class Ledger(TorchDispatchMode):
         before = self._counter.get_total_flops()
         out = op(*args, **kwargs)
         seen = self._counter.get_total_flops() - before
-        if not isinstance(
-            op, torch._ops.OpOverload
-        ):  # a higher-order operator: what it runs inside is out of sight
-            self._book([(seen, None)])
+        if not isinstance(op, torch._ops.OpOverload):  # higher-order: what it runs inside is out of sight
+            self._book([(seen, None)] if seen else [])
             return out
         inputs = list(_tensors((*args, *kwargs.values())))
         found = pieces(op, args, kwargs) or ([(seen, self._weight(inputs))] if seen else [])
@@ -90,7 +90,7 @@ class Ledger(TorchDispatchMode):
         return min(own or found, key=lambda t: self.origins.nonzeros(t) / max(t.numel(), 1), default=None)
 
     def _owners(self, t: Tensor) -> list[str]:
-        return [owner(n) for n in sorted(self.origins.names(t) or ())]
+        return [self._first_names[owner(n)] for n in sorted(self.origins.names(t) or ())]
 
     def _book(self, found: Pieces) -> bool:
         """Adds up what one operator did; whether that was anything.

@@ -30,17 +30,15 @@ def _lengths(x: Tensor) -> list[int]:
 
 
 def _scores(q: Tensor, k: Tensor, width: int) -> int:
-    """Scores ``q kᵀ`` and their product with the values, over all heads, which are ``width`` wide
-    together."""
+    """Scores ``q kᵀ`` and their product with the values, over all heads, together ``width`` wide."""
     return sum(2 * 2 * a * b * width for a, b in zip(_lengths(q), _lengths(k), strict=True))
 
 
 def _encoder_layer(
-    src: Tensor, embed_dim: int, num_heads: int, qkv: Tensor, qkv_bias: Tensor, proj: Tensor, proj_bias:
-        Tensor,
-    use_gelu: bool, norm_first: bool, eps: float, norm1: Tensor, norm1_bias: Tensor, norm2: Tensor,
-        norm2_bias: Tensor,
-    ffn1: Tensor, ffn1_bias: Tensor, ffn2: Tensor, *rest: Any, **kwargs: Any,
+    src: Tensor, embed_dim: int, num_heads: int, qkv: Tensor, qkv_bias: Tensor, proj: Tensor,
+    proj_bias: Tensor, use_gelu: bool, norm_first: bool, eps: float, norm1: Tensor, norm1_bias: Tensor,
+    norm2: Tensor, norm2_bias: Tensor, ffn1: Tensor, ffn1_bias: Tensor, ffn2: Tensor,
+    *rest: Any, **kwargs: Any,
 ) -> Pieces:  # fmt: skip
     rows = _rows(src)
     attention: Pieces = [(2 * rows * qkv.numel(), qkv), (_scores(src, src, embed_dim), None)]
@@ -60,8 +58,7 @@ def _native_attention(
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **kwargs: Any) -> Pieces:
-    """``softmax(q kᵀ) v`` on ``(batch, heads, length, width)``; a causal mask saves nothing, as in torch's
-    own counter."""
+    """``softmax(q kᵀ) v`` on ``(batch, heads, length, width)``; masks save nothing, as torch counts too."""
     batch_heads_queries = prod(query.shape[:-1])
     return [(2 * batch_heads_queries * key.shape[-2] * (query.shape[-1] + value.shape[-1]), None)]
 
@@ -71,8 +68,7 @@ def _recurrent_layer(x: Tensor, w_ih: Tensor, w_hh: Tensor, *rest: Any, **kwargs
 
 
 def _recurrent(x: Tensor, weight: Sequence[Tensor], *rest: Any, **kwargs: Any) -> Pieces:
-    """All layers and directions; ``x`` is packed or padded, so its rows are the time steps of all
-    sequences."""
+    """All layers and directions; the rows of ``x``, packed or padded, are the steps of all sequences."""
     return [(2 * _rows(x) * w.numel(), w) for w in weight if w.dim() > 1]
 
 
@@ -95,8 +91,7 @@ def _added_matrix_vector(out: Tensor, matrix: Tensor, vector: Tensor, **kwargs: 
 
 
 def _grouped(x: Tensor, weight: Tensor, offs: Tensor | None = None, *rest: Any, **kwargs: Any) -> Pieces:
-    """Rows up to ``offs[0]`` meet ``weight[0]``, those up to ``offs[1]`` ``weight[1]`` …; else a batch of
-    products."""
+    """Rows up to ``offs[0]`` meet ``weight[0]``, those up to ``offs[1]`` ``weight[1]``, and so on."""
     if offs is None or x.dim() != 2 or weight.dim() != 3:
         return [(2 * x.shape[-2] * weight.numel(), weight)]
     ends = offs.tolist()

@@ -1,5 +1,4 @@
-"""A model's weights, recognised in the operators that use them: also through casts, masks, gathers and
-views."""
+"""A model's weights, recognised where operators use them: also through casts, masks, gathers and views."""
 
 from __future__ import annotations
 
@@ -98,8 +97,7 @@ class Origins:
                 self._spans[storage].append((0, inf, made or frozenset()))
 
     def _made_of(self, inputs: list[Tensor]) -> frozenset[str] | None:
-        """Names of all weights among the inputs, ``None`` if one is an activation; indices only choose, they
-        do not mix."""
+        """Names of all weights among the inputs, ``None`` if one is an activation; integers are indices."""
         values = [t for t in inputs if t.is_floating_point() or t.is_complex()]
         names = [self.names(t) for t in values or inputs]
         known = [n for n in names if n is not None]
@@ -117,8 +115,7 @@ class Origins:
 
 
 def _storage(t: Tensor) -> StorageWeakRef | None:
-    """What identifies a tensor's memory; ``None`` where it has none of its own (sparse tensors, some
-    subclasses)."""
+    """What identifies a tensor's memory; ``None`` for a sparse tensor, which has none of its own."""
     try:
         return StorageWeakRef(t.untyped_storage())
     except (NotImplementedError, RuntimeError):

@@ -8,9 +8,10 @@ DTensors differ only here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -36,6 +37,10 @@ class Store(Protocol):
 
     def write(self, part: Part) -> None:
         """Takes back a part of `parts` whose ``tensor`` has been changed. A no-op where parts are views."""
+        ...
+
+    def staged(self, out: Any, overwrite: bool) -> AbstractContextManager[None]:
+        """Inside it parts may be written; when it ends without an error the result is in place, else nothing has changed."""
         ...
 
     def every(self) -> list[Spec]:

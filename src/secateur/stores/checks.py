@@ -86,7 +86,7 @@ def why_not(entry: Entry) -> str | None:
         return "it is lazy and has no values yet; run a forward pass first"
     if t.is_meta:
         return "it is on the meta device and has no values; load the weights first"
-    return _of_type(t) or _of_dtype(entry) or _of_memory(t)
+    return _of_type(t) or of_dtype(entry) or _of_memory(t)
 
 
 def _of_type(t: Tensor) -> str | None:
@@ -105,7 +105,7 @@ def _of_type(t: Tensor) -> str | None:
     return None
 
 
-def _of_dtype(entry: Entry) -> str | None:
+def of_dtype(entry: Entry) -> str | None:
     t = entry.tensor
     if t.is_quantized or t.dtype in _INTEGERS or (t.dtype not in SUPPORTED and type(t) not in PLAIN):
         return (

@@ -6,7 +6,9 @@ Parts are views of the target's own storage, so that writing them is writing the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import torch
@@ -49,7 +51,7 @@ class MemoryStore:
         0.bias (2,) bias a bias
         0.weight (2, 3) linear None
         1.bias (2,) bias a bias
-        1.weight (2,) norm a norm
+        1.weight (2,) norm a norm or another per-channel scale
     """
 
     def __init__(self, target: Target, *, roles: Mapping[str, str] | None = None) -> None:
@@ -77,7 +79,7 @@ class MemoryStore:
         Raises:
             BadInput: a spec of another store.
         """
-        return (Part(spec, self._entry(spec).tensor.detach()),)
+        return (Part(spec, self.entry(spec).tensor.detach()),)
 
     def sum(self, counts: Tensor) -> Tensor:
         """The counts themselves: there is one worker."""
@@ -92,26 +94,31 @@ class MemoryStore:
         Refused are tensors without values (meta, lazy), of an unsupported dtype, layout or subclass, computed
         by a parametrisation or a mask, that cannot be written, or that share memory in part.
         """
-        checks.check([self._entry(s) for s in specs if s.skip is None], self._entries)
+        checks.check([self.entry(s) for s in specs if s.skip is None], self._entries)
 
-    def _entry(self, spec: Spec) -> Entry:
+    def staged(self, out: None, overwrite: bool) -> AbstractContextManager[None]:
+        """Memory is written in place."""
+        return nullcontext()
+
+    def entry(self, spec: Spec) -> Entry:
+        """The tensor that a spec describes, and what checks know of it."""
         try:
             return self._by_name[spec.name]
         except KeyError:
             raise BadInput(f"{spec} is not a tensor of this store.") from None
 
 
-def _collect(target: Target) -> tuple[list[Stored], set[str], dict[str, Owner]]:
-    """The tensors of a target with their names, the names of its buffers, and what its modules tell."""
+def _collect(target: Target) -> tuple[list[Stored], set[str] | None, dict[str, Owner]]:
+    """The tensors of a target, the names of a module's buffers, and what its modules tell."""
     if isinstance(target, Tensor):
-        return [Stored("tensor", "tensor", target)], set(), {}
+        return [Stored("tensor", "tensor", target)], None, {}
     if isinstance(target, nn.Module):
         tree = names.walk(target)
         if not tree.tensors:
             raise NothingChosen(f"this {type(target).__name__} has no parameters: there is nothing to prune.")
         return tree.tensors, tree.buffers, tree.owners
     if isinstance(target, Mapping):
-        return _collect_mapping(target), set(), {}
+        return _collect_mapping(target), None, {}
     raise BadInput(f"cannot prune {_described(target)}. {_instead(target)}")
 
 
@@ -146,12 +153,9 @@ def _instead(target: object) -> str:
         return "Pruning works in place and returns a report: go on with the model itself."
     if isinstance(target, torch.optim.Optimizer):
         return "Pass the model that it trains."
-    if isinstance(target, (str, bytes)):
+    if isinstance(target, (str, bytes, PathLike)):
         return "Pass a module, a dict of tensors or one tensor; a file is pruned to another, with out=."
-    return (
-        "Pass an nn.Module, a dict of tensors such as model.state_dict() or dict(model.named_parameters()), or "
-        "one tensor."
-    )
+    return "Pass an nn.Module, a dict of tensors (state_dict(), dict(named_parameters())) or one tensor."
 
 
 def _inside(key: str, value: object) -> str:
@@ -172,7 +176,7 @@ def _shape(t: Tensor) -> tuple[int, ...]:
 
 def _entries(
     stored: Sequence[Stored],
-    buffers: set[str],
+    buffers: set[str] | None,
     owners: Mapping[str, Owner],
     given: Mapping[str, str] | None,
     single: bool,
@@ -181,7 +185,7 @@ def _entries(
     held = names.held({s.name: _shape(s.tensor) for s in stored}, buffers)
     found = list(stored)
     for i, s in enumerate(stored):
-        if s.name in held and held[s.name].weight:
+        if s.name in held and held[s.name].role == "weight":
             found[i] = s._replace(name=held[s.name].name)
     names.refuse_collisions((s.raw, s.name) for s in found)
     shapes = {s.name: _shape(s.tensor) for s in found}
@@ -203,10 +207,10 @@ def _entry(
 ) -> Entry:
     """An entry, with what computes it or scales it."""
     scale = next((s for s in (f"{spec.name}_scale", f"{spec.name}_scale_inv") if s in shapes), None)
-    if not sources or any(s.weight for s in sources):
-        return Entry(spec, tensor, next((s.how for s in sources if s.weight), None), scale)
-    # masks and the vectors of spectral_norm are buffers of the module; weight_g and original0 are parameters
-    role = "buffer" if spec.name.endswith(("_mask", "_u", "_v")) else "unknown"
+    weights = [s for s in sources if s.role == "weight"]
+    if not sources or weights:
+        return Entry(spec, tensor, weights[0].how if weights else None, scale)
+    role = "buffer" if sources[0].role == "buffer" else "unknown"
     reason = f"belongs to {sources[0].name!r}, which is under {sources[0].how}"
     bare = replace(spec, role=role, out_dim=None, in_dim=None, batch_dims=(), bias=None, skip=reason)
     return Entry(bare, tensor, sources[0].how)

@@ -16,9 +16,9 @@ One difference is left: a model whose only child is called ``module`` keeps that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -144,51 +144,66 @@ class Held(NamedTuple):
 
     Attributes:
         name: the tensor it stands for, such as ``fc.weight``.
-        how: what holds it, in words.
-        weight: whether it has the place of the tensor itself; otherwise a mere factor (a norm, a direction).
+        how: what holds that tensor, such as ``torch.nn.utils.prune``.
+        role: ``"weight"`` if it has the place of the tensor itself, ``"factor"`` if it is another parameter,
+            ``"buffer"`` if it is a mask or a state.
     """
 
     name: str
     how: str
-    weight: bool
+    role: Literal["weight", "factor", "buffer"]
 
 
-_SUFFIXES = (
-    ("_orig", ("_mask",), "torch.nn.utils.prune"),
-    ("_orig", ("_u", "_v"), "torch.nn.utils.spectral_norm"),
-    ("_v", ("_g",), "torch.nn.utils.weight_norm"),
+_SUFFIXES: tuple[tuple[str, tuple[str, ...], str, Literal["factor", "buffer"]], ...] = (
+    ("_orig", ("_mask",), "torch.nn.utils.prune", "buffer"),
+    ("_orig", ("_u", "_v"), "torch.nn.utils.spectral_norm", "buffer"),
+    ("_v", ("_g",), "torch.nn.utils.weight_norm", "factor"),
 )
 
 
-def held(shapes: Mapping[str, tuple[int, ...]], others: Iterable[str] = ()) -> dict[str, Held]:
+def held(shapes: Mapping[str, tuple[int, ...]], buffers: Set[str] | None = None) -> dict[str, Held]:
     """Finds by name the tensors that stand for a parametrised or masked one.
 
     Args:
         shapes: canonical name to shape, of all tensors that may stand for one.
-        others: further names that tell what holds a tensor (a module's buffers).
+        buffers: names of a module's buffers, which are not among ``shapes``; ``None`` for a dict.
 
     Returns:
         By canonical name, what each such tensor stands for.
 
-    >>> held({"fc.weight_orig": (2, 2), "fc.bias": (2,)}, ["fc.weight_mask"])["fc.weight_orig"].name
+    >>> held({"fc.weight_orig": (2, 2), "fc.bias": (2,)}, {"fc.weight_mask"})["fc.weight_orig"].name
     'fc.weight'
     """
-    extra = set(others)
     out: dict[str, Held] = {}
     for key in shapes:
-        for suffix, partners, how in _SUFFIXES:
+        for suffix, partners, how, role in _SUFFIXES:
             name = key.removesuffix(suffix)
             first = name + partners[0]
-            if name == key or name in shapes or (first not in shapes and first not in extra):
+            if name == key or name in shapes or (first not in shapes and first not in (buffers or ())):
                 continue
-            out.setdefault(key, Held(name, how, True))
+            if suffix == "_v" and not _is_norm(shapes.get(first, ()), shapes[key]):
+                continue
+            out.setdefault(key, Held(name, how, "weight"))
             for other in (name + p for p in partners if name + p in shapes):
-                out.setdefault(other, Held(name, how, False))
-    return out | _parametrised(shapes)
+                out.setdefault(other, Held(name, how, role))
+    return out | _parametrised(shapes, "buffer" if buffers is None else "factor")
 
 
-def _parametrised(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Held]:
-    """``fc.parametrizations.weight.original*`` stand for ``fc.weight``; the largest has its place."""
+def _is_norm(g: tuple[int, ...], v: tuple[int, ...]) -> bool:
+    """Whether ``g`` has the shape of norms of ``v``, over all dims or all but one."""
+    if not g:
+        return True
+    matching = len(g) == len(v) and all(a in (1, b) for a, b in zip(g, v, strict=True))
+    return matching and sum(s != 1 for s in g) <= 1
+
+
+def _parametrised(
+    shapes: Mapping[str, tuple[int, ...]], state: Literal["factor", "buffer"]
+) -> dict[str, Held]:
+    """``fc.parametrizations.weight.original*`` stand for ``fc.weight``; the largest has its place.
+
+    What the parametrisation itself holds is a ``state``: of those in torch, buffers.
+    """
     groups: dict[str, list[str]] = {}
     for key in shapes:
         if "parametrizations." in key:
@@ -200,7 +215,9 @@ def _parametrised(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Held]:
     for name, keys in groups.items():
         originals = [k for k in keys if k.rpartition(".")[2].startswith("original")]
         largest = max(originals, key=lambda k: _size(shapes[k]), default=None)
-        out |= {k: Held(name, "torch.nn.utils.parametrize", k == largest) for k in keys}
+        for k in keys:
+            role = "weight" if k == largest else "factor" if k in originals else state
+            out[k] = Held(name, "torch.nn.utils.parametrize", role)
     return out
 
 

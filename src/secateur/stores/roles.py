@@ -43,7 +43,7 @@ ROLES: Mapping[str, str] = {
     "router": "router of a mixture of experts, (experts, in)",
     "embedding": "an embedding table, (entries, features)",
     "position": "a table of positions, or of biases by position",
-    "norm": "per-channel scale of a norm",
+    "norm": "per-channel scale, as of a norm",
     "bias": "a bias",
     "buffer": "not a parameter: running statistics, indices, masks",
     "unknown": "a tensor whose role neither its module nor its name tells",
@@ -55,7 +55,7 @@ SKIPPED: Mapping[str, str] = {
     "router": "a mixture-of-experts router",
     "embedding": "an embedding",
     "position": "a position table",
-    "norm": "a norm",
+    "norm": "a norm or another per-channel scale",
     "bias": "a bias",
     "buffer": "not a parameter",
     "unknown": "a raw tensor of unknown role",
@@ -116,13 +116,13 @@ def owner_of(module: nn.Module, kinds: dict[type, Owner | None]) -> Owner | None
 
 
 def _kind(module: nn.Module) -> Owner | None:
-    cls = type(module)
-    packed = hasattr(cls, "get_weight") or hasattr(cls, "weight")
-    if packed and cls.__module__.startswith("torch.ao.nn.") and "Embedding" not in cls.__name__:
-        return Owner("quantized")
     for classes, kind in _KINDS:
         if isinstance(module, classes):
             return Owner(kind)
+    cls = type(module)
+    packed = hasattr(cls, "get_weight") or hasattr(cls, "weight")
+    if packed and cls.__module__.startswith("torch.ao.nn.quantized.") and "Embedding" not in cls.__name__:
+        return Owner("quantized")
     # transformers' Conv1D, without importing transformers: a linear layer stored (in, out)
     if cls.__name__ == "Conv1D" and hasattr(module, "nf"):
         return Owner("linear_transposed")
@@ -167,16 +167,17 @@ def resolve(roles: Mapping[str, str], specs: Sequence[Spec]) -> dict[str, str]:
     out: dict[str, str] = {}
     for glob, role in roles.items():
         asked = f"roles={{{glob!r}: {role!r}}}"
-        if role not in ROLES:
-            raise BadInput(f"{asked}: there is no such role. There are: {', '.join(ROLES)}.")
-        found = [s for s in specs if matches(s, glob)]
-        for spec in found:
+        if not isinstance(glob, str) or not isinstance(role, str) or role not in ROLES:
+            raise BadInput(f"{asked}: a glob gets one of these roles: {', '.join(ROLES)}.")
+        fitting = []
+        for spec in (s for s in specs if matches(s, glob)):
             exact = glob in (spec.name, *spec.aliases)
             if exact and not fits(role, spec.shape):
                 raise BadInput(f"{asked}: {spec} cannot be that. {role!r} is: {ROLES[role]}.")
             if exact or (fits(role, spec.shape) and spec.role != "bias"):
-                out[spec.name] = role
-        if not any(s.name in out for s in found):
+                fitting.append(spec.name)
+        out |= dict.fromkeys(fitting, role)
+        if not fitting:
             raise NothingChosen(
                 f"{asked} matches no tensor that can have this role. "
                 f"The target has: {', '.join(str(s) for s in specs[:8])}{', …' if len(specs) > 8 else ''}."

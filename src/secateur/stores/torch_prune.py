@@ -136,8 +136,8 @@ def _checked_mask(module_name: str, module: nn.Module, tensor: str) -> Tensor:
         raise BadTensor(f"cannot bake {spec}: {reason}.")
     if mask.shape != orig.shape or mask.is_meta:
         raise BadTensor(
-            f"the mask of {spec} has the shape {tuple(mask.shape)} on {mask.device}; it must have the tensor's "
-            "own shape, and values."
+            f"the mask of {spec} has the shape {tuple(mask.shape)} on {mask.device}; it must have the "
+            "tensor's own shape, and values."
         )
     odd = mask[(mask != 0) & (mask != 1)]  # NaN is neither
     if odd.numel():

@@ -1,0 +1,169 @@
+"""Tensors in safetensors files: one file, or a folder as `save_pretrained` writes it, sharded or not.
+
+The result is a copy of the source in which the pruned weights' bytes are zero: headers, metadata, order of tensors, index,
+config and tokenizer are those of the source, and every other byte is the same. One tensor is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from secateur.core.types import Align, Part, Spec
+from secateur.errors import BadInput, BadTensor, NothingChosen, SecateurError
+
+from . import checks
+from .memory import MemoryStore
+from .safetensors_file import SUFFIX, Stored, read_folder, read_header
+from .staging import staged
+
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".ot")
+"""Other formats of the same weights: unpruned, so they are not carried over."""
+
+
+class CheckpointStore:
+    """A safetensors file or a folder of them, as a `secateur.stores.base.Store`.
+
+    Args:
+        path: a ``.safetensors`` file; or a folder with one, or with shards and their index.
+        roles: glob to role, for tensors whose role or orientation their names do not tell.
+
+    Raises:
+        BadInput: no such path, another format, or files that do not agree with each other.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from safetensors.torch import save_file
+        >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+        >>> save_file({"fc.weight": torch.ones(2, 3)}, path)
+        >>> [(s.name, s.shape, s.role) for s in CheckpointStore(path).specs()]
+        [('fc.weight', (2, 3), 'linear')]
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, roles: Mapping[str, str] | None = None) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise BadInput(f"{self.path} does not exist.")
+        if self.path.is_dir():
+            self._folder, self._stored = self.path, read_folder(self.path)
+        elif self.path.suffix == SUFFIX:
+            self._folder, self._stored = self.path.parent, read_header(self.path)
+        else:
+            raise BadInput(
+                f"{self.path.name} is not a {SUFFIX} file. Pickled checkpoints (.bin, .pt) are read by the command line "
+                "with --allow-pickle; or load it with torch.load(weights_only=True) and pass the dict."
+            )
+        if not self._stored:
+            raise NothingChosen(f"{self.path} holds no tensors.")
+        described = {
+            n: torch.empty(s.shape, dtype=s.dtype, device="meta") for n, s in self._stored.items() if s.dtype is not None
+        }
+        self._described = MemoryStore(described, roles=roles)
+        self._raw = {s.name: next(n for n in (s.name, *s.aliases) if n in self._stored) for s in self._described.specs()}
+        self._written: dict[str, int] = {}
+        self._stage: Path | None = None
+
+    def specs(self) -> list[Spec]:
+        """Every tensor of a dtype that torch knows, sorted by name. A file does not record the order of layers."""
+        return [replace(s, order=None) for s in self._described.specs()]
+
+    def every(self) -> list[Spec]:
+        """Every tensor whose values can be counted."""
+        return [s for s in self.specs() if s.dtype in checks.SUPPORTED]
+
+    def parts(self, spec: Spec, align: Align) -> Iterable[Part]:
+        """The whole tensor, read from the staged result if there is one, else from the source."""
+        stored = self._stored[self._raw[spec.name]]
+        with self._file(stored).open("rb") as f:
+            f.seek(stored.start)
+            raw = bytearray(stored.stop - stored.start)
+            if f.readinto(raw) != len(raw):
+                raise BadInput(f"{stored.file} ended inside {spec}; it was changed while it was read.")
+        assert stored.dtype is not None
+        flat = torch.frombuffer(raw, dtype=stored.dtype) if raw else torch.empty(0, dtype=stored.dtype)
+        return (Part(spec, flat.view(stored.shape)),)
+
+    def sum(self, counts: Tensor) -> Tensor:
+        """The counts themselves: there is one worker."""
+        return counts
+
+    def write(self, part: Part) -> None:
+        """Writes a tensor's bytes into the staged result."""
+        assert self._stage is not None, "a checkpoint is written inside staged()"
+        stored = self._stored[self._raw[part.spec.name]]
+        raw = part.tensor.contiguous().view(torch.uint8).numpy().reshape(-1)
+        with self._file(stored).open("r+b") as f:
+            f.seek(stored.start)
+            f.write(raw.data)
+        self._written[part.spec.name] = zlib.crc32(raw.data)
+
+    def check(self, specs: Sequence[Spec]) -> None:
+        """Raises `BadTensor` for the first chosen one of ``specs`` that cannot be pruned as it is."""
+        for s in specs:
+            if s.skip is None and (why := checks.of_dtype(self._described.entry(s))):
+                raise BadTensor(f"cannot prune {s}: {why}.")
+
+    @contextmanager
+    def staged(self, out: str | os.PathLike[str], overwrite: bool) -> Iterator[None]:
+        """Parts are read from and written to a copy of the source, which is put at ``out`` when the block ends.
+
+        Raises:
+            OutputExists, BadInput: see `secateur.stores.staging.staged`; or ``out`` is the source or lies inside it.
+        """
+        target = Path(out)
+        inside = [target.resolve(), *target.resolve().parents]
+        if self.path.resolve() in inside:
+            raise BadInput(f"out={str(target)!r} is the source or lies inside it; the source is never written.")
+        if not self.path.is_dir() and (target.suffix != SUFFIX or target.is_dir()):
+            raise BadInput(f"the source is a file, so out must be the name of a {SUFFIX} file; got {str(target)!r}.")
+        files = sorted({self._folder / s.file for s in self._stored.values()})
+        with staged(target, overwrite, sum(f.stat().st_size for f in files)) as stage:
+            self._stage = stage
+            try:
+                self._copy(stage)
+                yield
+                self._verify()
+            finally:
+                self._stage = None
+                self._written = {}
+
+    def _file(self, stored: Stored) -> Path:
+        if self._stage is None:
+            return self._folder / stored.file
+        return self._stage / stored.file if self._stage.is_dir() else self._stage
+
+    def _copy(self, stage: Path) -> None:
+        if not self.path.is_dir():
+            shutil.copyfile(self.path, stage)
+            return
+        shards = {s.file for s in self._stored.values()}
+
+        def unwanted(folder: str, names: list[str]) -> set[str]:
+            return {
+                n for n in names
+                if n.startswith(".") or n.endswith(OTHER_WEIGHTS) or (n.endswith(SUFFIX) and n not in shards)
+            }  # fmt: skip
+
+        shutil.copytree(self.path, stage, ignore=unwanted, copy_function=shutil.copyfile)
+
+    def _verify(self) -> None:
+        """Reads back what was written, and compares headers and sizes with the source."""
+        for name, crc in self._written.items():
+            stored = self._stored[self._raw[name]]
+            with self._file(stored).open("rb") as f:
+                f.seek(stored.start)
+                if zlib.crc32(f.read(stored.stop - stored.start)) != crc:
+                    raise SecateurError(f"{name!r} does not read back as it was written; the disk or memory is at fault.")
+        for file in {s.file for s in self._stored.values()}:
+            source, copy = self._folder / file, self._file(next(s for s in self._stored.values() if s.file == file))
+            if source.stat().st_size != copy.stat().st_size:
+                raise SecateurError(f"{file} changed while it was pruned; run it again.")

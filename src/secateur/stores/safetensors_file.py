@@ -1,0 +1,146 @@
+"""Safetensors files and folders of them, read with distrust: every size and name is checked before it is used."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from secateur.errors import BadInput
+
+SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
+MAX_HEADER, MAX_INDEX = 100_000_000, 500_000_000
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "BOOL": torch.bool, "C64": torch.complex64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where one tensor lies: file name, byte range in the file, shape, dtype (``None``: one torch does not know)."""
+
+    file: str
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """The tensors of one file.
+
+    Raises:
+        BadInput: truncated, inconsistent, or a name that occurs twice.
+    """
+    try:
+        with safe_open(path, framework="pt"):  # checks offsets, sizes and that the whole file is covered
+            pass
+        with path.open("rb") as f:
+            raw = f.read(8)
+            size = int.from_bytes(raw, "little")
+            if size > min(MAX_HEADER, path.stat().st_size - 8):
+                raise BadInput(f"{path.name}: its header claims {size} bytes, more than the file holds.")
+            header = json.loads(f.read(size), object_pairs_hook=_no_doubles)
+    except (SafetensorError, OSError, ValueError) as e:
+        if isinstance(e, BadInput):
+            raise BadInput(f"{path.name}: {e}") from e
+        raise BadInput(f"{path.name} ({_size(path)} bytes) is not a whole safetensors file: {e}") from e
+    out = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            a, b = entry["data_offsets"]
+            out[name] = Stored(path.name, 8 + size + a, 8 + size + b, tuple(entry["shape"]), DTYPES.get(entry["dtype"]))
+    return out
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        names = [k for k, _ in pairs]
+        raise BadInput(f"the name {next(n for n in names if names.count(n) > 1)!r} occurs twice in its header.")
+    return out
+
+
+def read_folder(folder: Path) -> dict[str, Stored]:
+    """The tensors of a folder: by its index if it has one, else of its one safetensors file.
+
+    Raises:
+        BadInput: no such file, several without an index, an index that does not agree with the files, an unsafe name.
+    """
+    indices = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
+    if len(indices) > 1:
+        raise BadInput(f"{folder.name} has {len(indices)} indices ({', '.join(i.name for i in indices)}); keep one.")
+    if indices:
+        return _by_index(folder, indices[0])
+    files = sorted(folder.glob(f"*{SUFFIX}"))
+    if len(files) > 1 and (folder / f"model{SUFFIX}") in files:
+        files = [folder / f"model{SUFFIX}"]
+    if len(files) != 1:
+        have = ", ".join(f.name for f in files) or ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        raise BadInput(
+            f"{folder.name} must hold one safetensors file, or several with an index "
+            f"(*{INDEX_SUFFIX}); it holds {have}."
+        )
+    return read_header(_safe(folder, files[0].name))
+
+
+def _by_index(folder: Path, index: Path) -> dict[str, Stored]:
+    if index.stat().st_size > MAX_INDEX:
+        raise BadInput(f"{index.name} has {index.stat().st_size} bytes; an index has at most {MAX_INDEX}.")
+    try:
+        table = json.loads(index.read_text("utf-8"), object_pairs_hook=_no_doubles)["weight_map"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise BadInput(f"{index.name} is not an index with a weight_map: {e!r}") from e
+    if not isinstance(table, Mapping) or not all(isinstance(v, str) for v in table.values()):
+        raise BadInput(f"{index.name}: weight_map must map names of tensors to names of files.")
+    files = sorted(set(table.values()))
+    paths = {f: _safe(folder, f) for f in files}
+    missing = [f for f in files if not paths[f].exists()]
+    if missing:
+        raise BadInput(f"{index.name} names files that are not there: {', '.join(missing)}.")
+    out: dict[str, Stored] = {}
+    for file in files:
+        for name, stored in read_header(paths[file]).items():
+            if name in out:
+                raise BadInput(f"the tensor {name!r} is in two files, {out[name].file} and {file}.")
+            if table.get(name) != file:
+                raise BadInput(f"{file} holds {name!r}, which {index.name} places in {table.get(name)}.")
+            out[name] = stored
+    ghosts = sorted(set(table) - set(out))
+    if ghosts:
+        raise BadInput(f"{index.name} lists tensors that no file holds: {', '.join(ghosts[:6])}.")
+    return out
+
+
+def _safe(folder: Path, name: str) -> Path:
+    """A file of the folder, by a name from an untrusted index."""
+    pure = PureWindowsPath(name), PurePosixPath(name)
+    if any(p.name != name or p.drive or p.root for p in pure) or name in (".", "..") or not name.endswith(SUFFIX):
+        raise BadInput(f"{name!r} is not the name of a safetensors file in the folder; names in an index are not paths.")
+    path = folder / name
+    if path.is_symlink():
+        target = path.resolve()
+        home = folder.resolve()
+        cache = home.parent.parent / "blobs"  # a hub cache: snapshots/<revision>/ links into blobs/
+        if target.parent not in (home, cache):
+            raise BadInput(f"{name!r} is a link to {target}, outside its folder; copy the file there.")
+    if path.exists() and not stat.S_ISREG(os.stat(path).st_mode):
+        raise BadInput(f"{name!r} is not a regular file.")
+    return path

@@ -1,0 +1,96 @@
+"""Writing a result so that nothing is lost: staged beside its place, synced, and renamed whole."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from secateur.errors import BadInput, OutputExists
+
+_MARGIN = 1 << 20
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+@contextmanager
+def staged(out: Path, overwrite: bool, need: int) -> Iterator[Path]:
+    """Yields a path beside ``out`` to build the result at; puts it in place when the block ends without an error.
+
+    Args:
+        out: a file or folder to be.
+        overwrite: whether something may be there already.
+        need: bytes that will be written.
+
+    Raises:
+        OutputExists: something is there and ``overwrite`` is false.
+        BadInput: the parent folder does not exist, or has too little room.
+    """
+    out = Path(os.path.abspath(out))
+    if (out.exists() or out.is_symlink()) and not overwrite:
+        raise OutputExists(f"{out} is already there; choose another path, or say overwrite=True (--overwrite).")
+    if not out.parent.is_dir():
+        raise BadInput(f"the folder {out.parent} does not exist; make it first.")
+    free = shutil.disk_usage(out.parent).free
+    if free < need + _MARGIN:
+        raise BadInput(f"{out.parent} has {free} bytes free, and the result needs {need}.")
+    stage = out.parent / f".{out.name}.partial-{uuid.uuid4().hex[:8]}"
+    try:
+        yield stage
+        sync(stage)
+        _put_in_place(stage, out, overwrite)
+        _sync_one(out.parent)
+    finally:
+        _remove(stage)
+
+
+def sync(path: Path) -> None:
+    """Forces a file, or a folder and all in it, to disk."""
+    if path.is_dir():
+        for p in path.iterdir():
+            sync(p)
+    _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _put_in_place(stage: Path, out: Path, overwrite: bool) -> None:
+    if out.exists() or out.is_symlink():
+        if not overwrite:
+            raise OutputExists(f"{out} appeared while the result was made; it was left as it is.")
+        if stage.is_file() and not out.is_dir():
+            stage.replace(out)
+        else:
+            _exchange(stage, out)
+    elif stage.is_dir():
+        stage.rename(out)
+    else:
+        os.link(stage, out)  # unlike rename, this fails if a file appears at `out` just now
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Swaps two paths in one step, so that a whole result is at ``b`` at any moment."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    swap = getattr(libc, "renameat2", None)
+    if swap is not None and swap(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
+        return
+    aside = b.with_name(f".{b.name}.old-{uuid.uuid4().hex[:8]}")  # a filesystem without exchange: two steps
+    b.rename(aside)
+    a.rename(b)
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif path.exists() or path.is_symlink():
+        path.unlink()

@@ -1,0 +1,42 @@
+"""What the README shows runs, as it stands there."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import secateur
+from tests.guard.source import ROOT, text
+
+BLOCKS = re.findall(r"```python\n(.*?)```", text(ROOT / "README.md"), re.S)
+
+
+def given() -> dict[str, Any]:
+    """The names the README takes for granted."""
+    trunk = (nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 64))
+    model = nn.Sequential(*trunk)
+    model.add_module("lm_head", nn.Linear(64, 8))
+    batch = torch.randn(2, 4, 8, 8)
+    return {
+        "secateur": secateur,
+        "model": model,
+        "state_dict": {"layer.weight": torch.randn(8, 8) / 100},
+        "example_input": batch,
+        "loader": [batch, batch],
+    }
+
+
+def test_there_is_something_to_run() -> None:
+    assert any("secateur.prune(model, 0.9)" in block for block in BLOCKS)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_it_runs(block: str) -> None:
+    names = given()
+    exec(compile(block, "README.md", "exec"), names)
+    assert 0.89 < secateur.inspect(names["model"]).sparsity < 0.91
+    assert "state_dict" not in block or names["state_dict"]["layer.weight"].eq(0).any()

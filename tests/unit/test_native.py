@@ -1,0 +1,393 @@
+"""Every native kernel against a plain NumPy computation: all widths, instruction sets, 1 and 2 threads, awkward sizes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from secateur import native
+
+if not native.available():
+    pytest.skip("built without the native kernels", allow_module_level=True)
+
+Keys = NDArray[np.uint64]
+
+DTYPES = [torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32, torch.float64]
+VIEWS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+SIZES = [0, 1, 15, 16, 17, 63, 1000, 100_003]
+FILLS = ["normal", "equal", "zeros", "few values", "any bits"]
+
+
+@pytest.fixture(params=native.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = native.isa()
+    native.use_isa(request.param)
+    yield request.param
+    native.use_isa(before)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+pytestmark = pytest.mark.usefixtures("isa", "threads")
+
+
+def bits_of(t: Tensor) -> Tensor:
+    return t.view(VIEWS[t.element_size()])
+
+
+def all_ones(t: Tensor) -> int:
+    return (1 << 8 * t.element_size()) - 1
+
+
+def keys_of(t: Tensor) -> Keys:
+    unsigned = bits_of(t).numpy().reshape(-1).view(f"u{t.element_size()}").astype(np.uint64)
+    return unsigned & np.uint64(all_ones(t) >> 1)
+
+
+def example(n: int, dtype: torch.dtype, fill: str = "normal", offset: int = 1) -> Tensor:
+    """A tensor that starts ``offset`` elements into its storage, so that no vector is aligned."""
+    g = torch.Generator().manual_seed(n + 7)
+    t = torch.empty(n + offset, dtype=dtype)[offset:]
+    if fill == "any bits":
+        bits_of(t).copy_(torch.randint(-(2**62), 2**62, (n,), generator=g).to(VIEWS[t.element_size()]))
+        return t
+    value = {
+        "normal": torch.randn(n, generator=g),
+        "equal": torch.full((n,), -0.5),
+        "zeros": torch.tensor([0.0, -0.0]).repeat(n // 2 + 1)[:n],
+        "few values": torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0])[torch.randint(5, (n,), generator=g)],
+    }[fill]
+    return t.copy_(value)
+
+
+def least(keys: Keys, t: Tensor) -> int:
+    return int(keys.min()) if keys.size else all_ones(t)
+
+
+def greatest(keys: Keys) -> int:
+    return int(keys.max()) if keys.size else 0
+
+
+def thresholds(keys: Keys, t: Tensor) -> list[int]:
+    """Keys at and around quantiles, and the ends of the range."""
+    middle = np.quantile(keys, [0.1, 0.5, 0.9], method="lower").tolist() if keys.size else []
+    return [0, 1, *middle, all_ones(t) >> 1, (all_ones(t) >> 1) + 1, 2**64 - 1]
+
+
+cases = pytest.mark.parametrize(
+    ("dtype", "n", "fill"),
+    [
+        *itertools.product(DTYPES, SIZES, ["normal"]),
+        *itertools.product(DTYPES, [17, 1000], FILLS[1:]),
+    ],
+    ids=lambda v: str(v).removeprefix("torch."),
+)
+
+
+@cases
+def test_scan_finds_zeros_and_the_largest_key(dtype: torch.dtype, n: int, fill: str) -> None:
+    t = example(n, dtype, fill)
+    keys = keys_of(t)
+    assert native.scan(t) == (int((keys == 0).sum()), greatest(keys))
+
+
+@cases
+def test_bracket_counts_below_and_collects_inside(dtype: torch.dtype, n: int, fill: str) -> None:
+    t = example(n, dtype, fill)
+    keys = keys_of(t)
+    out = torch.empty(n, dtype=VIEWS[t.element_size()])
+    for lo, hi in itertools.product(thresholds(keys, t), repeat=2):
+        below, inside, zeros, max_key, above_min = native.bracket(t, lo, hi, out)
+        wanted = np.sort(keys[(keys >= lo) & (keys <= hi)])
+        assert below == int((keys < lo).sum())
+        assert inside == wanted.size
+        assert np.array_equal(np.sort(keys_of(out[:inside])), wanted)
+        assert (zeros, max_key) == (int((keys == 0).sum()), greatest(keys))
+        assert above_min == least(keys[keys > hi], t)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bracket_says_when_there_is_too_little_room(dtype: torch.dtype) -> None:
+    t = example(100_003, dtype)
+    keys = keys_of(t)
+    lo, hi = np.quantile(keys, [0.25, 0.75], method="lower").tolist()
+    room = int(((keys >= lo) & (keys <= hi)).sum())
+    guarded = torch.full((room + 8,), 77, dtype=VIEWS[t.element_size()])
+    full = native.bracket(t, lo, hi, guarded[:room])
+    assert full[1] == room
+    tight = native.bracket(t, lo, hi, guarded[: room - 1])
+    assert tight == (full[0], -1, *full[2:])
+    assert torch.equal(guarded[room:], torch.full((8,), 77, dtype=guarded.dtype))
+
+
+def pruned_by(keys: Keys, cut_key: int, cut_index: int) -> NDArray[np.bool_]:
+    index = np.arange(keys.size)
+    return (keys < cut_key) | ((keys == cut_key) & (index < cut_index)) | (keys == 0)
+
+
+@cases
+def test_count_and_fill_prune_what_lies_below_the_cut(dtype: torch.dtype, n: int, fill: str) -> None:
+    original = example(n, dtype, fill)
+    keys = keys_of(original)
+    for cut_key, cut_index in itertools.product(thresholds(keys, original), [0, 1, n // 3, n, n + 5]):
+        pruned = pruned_by(keys, cut_key, cut_index)
+        survivor = least(keys[~pruned], original)
+        t = example(n, dtype, fill)
+        counted = native.count(t, cut_key, cut_index)
+        assert counted == (int(pruned.sum()), int((keys == 0).sum()), survivor, greatest(keys))
+        assert torch.equal(bits_of(t), bits_of(original))
+        assert native.fill(t, cut_key, cut_index) == (int(pruned.sum()), survivor)
+        wanted = torch.where(torch.from_numpy(pruned), 0, bits_of(original))
+        assert torch.equal(bits_of(t), wanted)
+
+
+def test_fill_stays_within_its_slice() -> None:
+    base = torch.full((1000,), 3.0)
+    native.fill(base[17:900], int(keys_of(base)[0]), 2000)
+    assert (base[17:900] == 0).all() and (base[:17] == 3).all() and (base[900:] == 3).all()
+
+
+@cases
+def test_histogram_counts_each_digit(dtype: torch.dtype, n: int, fill: str) -> None:
+    t = example(n, dtype, fill)
+    keys = keys_of(t)
+    bits = 8 * t.element_size() - 1
+    for shift, digit in [(0, bits), (0, 4), (bits - 3, 3), (bits // 2, 3), (bits - 1, 8)]:
+        if digit > 16:
+            continue
+        above = keys >> np.uint64(shift + digit) if shift + digit < 64 else np.zeros_like(keys)
+        for prefix in {0, int(above[n // 2]) if n else 5, 1 << 40}:
+            bins = torch.full((1 << digit,), 3, dtype=torch.int64)
+            native.histogram(t, shift, prefix, bins)
+            chosen = (keys[above == prefix] >> np.uint64(shift)) & np.uint64((1 << digit) - 1)
+            wanted = 3 + np.bincount(chosen.astype(np.int64), minlength=1 << digit)
+            assert np.array_equal(bins.numpy(), wanted), (shift, digit, prefix)
+
+
+@cases
+def test_tie_index_finds_the_rth_equal_key(dtype: torch.dtype, n: int, fill: str) -> None:
+    t = example(n, dtype, fill)
+    keys = keys_of(t)
+    for key in {0, int(keys[n // 2]) if n else 1, all_ones(t) >> 1, all_ones(t)}:
+        at = np.flatnonzero(keys == key)
+        for r in {1, 2, max(1, at.size // 2), max(1, at.size), at.size + 1}:
+            assert native.tie_index(t, key, r) == (int(at[r - 1]) + 1 if r <= at.size else -1)
+
+
+def test_tie_index_over_many_pieces_of_ties() -> None:
+    t = torch.full((3_000_001,), 0.5, dtype=torch.bfloat16)
+    key = int(keys_of(t)[0])
+    assert [native.tie_index(t, key, r) for r in (1, 1_234_567, 3_000_001)] == [1, 1_234_567, 3_000_001]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("fill", FILLS[:4])
+def test_lamp_table_rounds_each_square_once(dtype: torch.dtype, n: int, fill: str) -> None:
+    t = example(n, dtype, fill)
+    shift, scale_exp = 8 * t.element_size() - 1 - 12, 30
+    counts, sums = torch.full((4096,), 2, dtype=torch.int64), torch.full((4096,), -5, dtype=torch.int64)
+    native.lamp_table(t, shift, scale_exp, counts, sums)
+    at = (keys_of(t) >> np.uint64(shift)).astype(np.int64)
+    x = t.numpy().astype(np.float64)
+    terms = np.rint(x * x * 2.0**scale_exp).astype(np.int64)
+    wanted = np.full(4096, -5)
+    np.add.at(wanted, at, terms)
+    assert np.array_equal(counts.numpy(), 2 + np.bincount(at, minlength=4096))
+    assert np.array_equal(sums.numpy(), wanted)
+
+
+def test_lamp_table_rounds_halves_to_even() -> None:
+    t = torch.tensor([0.5, 1.5, 2.5, 3.5] * 5).sqrt().to(torch.float64)
+    t = torch.tensor([1.0, 3.0, 5.0, 7.0] * 5, dtype=torch.float32)  # squares 1, 9, 25, 49, an eighth of a unit each
+    counts, sums = torch.zeros(4096, dtype=torch.int64), torch.zeros(4096, dtype=torch.int64)
+    native.lamp_table(t, 19, -1, counts, sums)
+    assert int(sums.sum()) == 5 * (0 + 4 + 12 + 24)
+
+
+def grouped(keys: Keys, shape: tuple[int, int, int, int], prune: int) -> NDArray[np.bool_]:
+    """By a stable sort of every group: which elements are pruned, flat."""
+    k = keys.reshape(shape)
+    order = np.argsort(k, axis=2, kind="stable")
+    pruned = np.zeros(k.shape, dtype=bool)
+    np.put_along_axis(pruned, order[:, :, :prune], True, axis=2)
+    return (pruned | (k == 0)).reshape(-1)
+
+
+def check_nm(t: Tensor, shape: tuple[int, int, int, int], prune: int) -> None:
+    keys = keys_of(t)
+    pruned = grouped(keys, shape, prune)
+    wanted = (int(pruned.sum()), int((keys == 0).sum()), least(keys[~pruned], t), greatest(keys))
+    original = bits_of(t).clone()
+    assert native.nm(t, *shape, prune, False) == wanted
+    assert torch.equal(bits_of(t), original)
+    assert native.nm(t, *shape, prune, True) == wanted
+    assert torch.equal(bits_of(t), torch.where(torch.from_numpy(pruned), 0, original))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("of", [1, 2, 3, 4, 5, 8, 10, 16, 32, 33, 64])
+@pytest.mark.parametrize("inner", [1, 2, 9, 16, 25, 64, 100])
+def test_nm_matches_a_sort_of_every_group(dtype: torch.dtype, of: int, inner: int) -> None:
+    for prune, fill in itertools.product({0, 1, of // 2, of - 1} - {of}, FILLS):
+        for outer, groups in [(1, 1), (3, 7), (2, 40)]:
+            shape = (outer, groups, of, inner)
+            check_nm(example(outer * groups * of * inner, dtype, fill), shape, prune)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("of", "inner"), [(2, 1), (4, 1), (8, 1), (16, 1), (4, 9), (8, 3), (6, 25), (4, 600), (4, 33)])
+def test_nm_on_tensors_that_are_shared_among_threads(dtype: torch.dtype, of: int, inner: int) -> None:
+    groups = 400_000 // (of * inner)
+    check_nm(example(groups * of * inner, dtype), (1, groups, of, inner), of // 2)
+    check_nm(example(groups * of * inner, dtype, "few values"), (1, groups, of, inner), of - 1)
+
+
+def test_nm_of_one_huge_group() -> None:
+    t = example(3 * 65536, torch.float32)
+    check_nm(t, (1, 3, 65536, 1), 60_000)
+    check_nm(example(5 * 1000 * 4, torch.bfloat16, "few values"), (5, 1, 1000, 4), 700)
+
+
+def test_nm_of_a_known_table() -> None:
+    t = torch.tensor([[1.0, -2.0, 2.0, 3.0], [5.0, 5.0, -5.0, 5.0], [0.0, -0.0, 0.0, 1.0]])
+    assert native.nm(t, 3, 1, 4, 1, 2, True)[0] == 7
+    assert t.tolist() == [[0, 0, 2, 3], [0, 0, -5, 5], [0, 0, 0, 1]]
+    assert not torch.signbit(t[2]).any()
+
+
+class TestProperties:
+    @given(
+        values=st.lists(st.integers(0, 2**16 - 1) | st.sampled_from([0, 1 << 15, 0x3F80, 0xBF80]), max_size=300),
+        lo=st.integers(0, 2**15),
+        hi=st.integers(0, 2**15),
+        cut=st.tuples(st.integers(0, 2**15), st.integers(0, 320)),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_any_bits(self, values: list[int], lo: int, hi: int, cut: tuple[int, int]) -> None:
+        raw = np.array(values, dtype=np.uint16)
+        t = torch.from_numpy(raw.copy().view(np.int16)).view(torch.bfloat16)
+        keys = keys_of(t)
+        out = torch.empty(len(values), dtype=torch.int16)
+        below, inside, *_ = native.bracket(t, lo, hi, out)
+        assert below == int((keys < lo).sum())
+        assert sorted(keys_of(out[:inside]).tolist()) == sorted(keys[(keys >= lo) & (keys <= hi)].tolist())
+        pruned = pruned_by(keys, *cut)
+        assert native.fill(t, *cut)[0] == int(pruned.sum())
+        assert np.array_equal(bits_of(t).numpy().view(np.uint16), np.where(pruned, 0, raw))
+
+    @given(
+        of=st.integers(1, 40),
+        inner=st.integers(1, 70),
+        blocks=st.integers(1, 12),
+        part=st.floats(0, 1, exclude_max=True),
+        levels=st.integers(1, 200),
+        width=st.sampled_from([1, 2, 4, 8]),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_any_groups(
+        self, of: int, inner: int, blocks: int, part: float, levels: int, width: int, seed: int
+    ) -> None:
+        raw = np.random.default_rng(seed).integers(-levels // 2, levels // 2 + 1, blocks * of * inner)
+        t = torch.from_numpy(raw).to(VIEWS[width])
+        check_nm(t, (1, blocks, of, inner), int(part * of))
+
+
+def test_threads_follow_torch(threads: int) -> None:
+    assert native.threads() == threads
+
+
+def test_other_tensors_are_refused() -> None:
+    t = torch.ones(4, 4)
+    with pytest.raises(ValueError, match=r"contiguous tensors on the CPU.*shape \(4, 4\).*stride \(1, 4\)"):
+        native.scan(t.t())
+    with pytest.raises(ValueError, match="on meta"):
+        native.scan(torch.ones(4, device="meta"))
+    with pytest.raises(ValueError, match="4 bytes"):
+        native.bracket(t, 0, 1, torch.empty(16, dtype=torch.int16))
+    with pytest.raises(ValueError, match="int64"):
+        native.histogram(t, 0, 0, torch.zeros(16))
+    with pytest.raises(ValueError, match="power of two"):
+        native.histogram(t, 0, 0, torch.zeros(15, dtype=torch.int64))
+    with pytest.raises(ValueError, match="too few bins"):
+        native.lamp_table(t, 19, 0, torch.zeros(100, dtype=torch.int64), torch.zeros(100, dtype=torch.int64))
+    with pytest.raises(ValueError, match="float32 or float64"):
+        native.lamp_table(t.half(), 0, 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(ValueError, match="not the size"):
+        native.nm(t, 1, 1, 4, 1, 2, True)
+    with pytest.raises(ValueError, match="at least one"):
+        native.nm(t, 4, 1, 4, 1, 4, True)
+
+
+def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True)
+
+
+def test_the_environment_chooses_the_instruction_set(isa: str, threads: int) -> None:
+    if threads > 1:
+        pytest.skip("once is enough")
+    code = "import torch; from secateur import native; print(native.isa(), native.scan(torch.ones(3)))"
+    done = run_python(code, SECATEUR_ISA=isa)
+    assert done.stdout.split() == [isa, "(0,", "1065353216)"], done.stderr
+
+
+def test_an_instruction_set_that_is_not_there_is_refused(isa: str, threads: int) -> None:
+    with pytest.raises(ValueError, match='asks for the native kernels "mmx".*it has base'):
+        native.use_isa("mmx")
+    if (isa, threads) == ("base", 1):
+        done = run_python("from secateur import native; print('imported'); native.isa()", SECATEUR_ISA="mmx")
+        assert done.stdout == "imported\n" and 'SECATEUR_ISA asks for the native kernels "mmx"' in done.stderr
+
+
+def test_import_without_the_extension(isa: str, threads: int) -> None:
+    if (isa, threads) != ("base", 1):
+        pytest.skip("once is enough")
+    code = (
+        "import sys; sys.modules['secateur._native'] = None\n"
+        "import torch; from secateur import native\n"
+        "assert not native.available()\n"
+        "try: native.scan(torch.ones(3))\n"
+        "except RuntimeError as e: print(e)"
+    )
+    assert "without its native kernels" in run_python(code).stdout
+
+
+@pytest.mark.skipif(not (shutil.which("nm") and shutil.which("c++")), reason="needs nm and a C++ compiler")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads ELF objects")
+def test_kernel_objects_share_no_functions(tmp_path: Path, isa: str, threads: int) -> None:
+    if threads > 1:
+        pytest.skip("once is enough")
+    source = Path(__file__).parents[2] / "csrc" / "kern" / f"{isa}.cpp"
+    if not source.exists():
+        pytest.skip("needs the source tree")
+    flags = {
+        "base": [],
+        "avx2": ["-march=x86-64-v3"],
+        "avx512": ["-march=x86-64-v4", "-mavx512vbmi", "-mavx512vbmi2"],
+    }[isa]
+    built = tmp_path / "kernel.o"
+    subprocess.run(["c++", "-std=c++17", "-O2", "-w", *flags, "-c", source, "-o", built], check=True)
+    symbols = subprocess.run(["nm", "-C", built], check=True, capture_output=True, text=True).stdout.splitlines()
+    shared = [s for s in symbols if s.split()[-2] in "WwVvu" or (s.split()[-2] == "T")]
+    assert shared == []
+    assert [s.split()[-1] for s in symbols if s.split()[-2] in "DRB"] == [f"secateur::kernels_{isa}"]
