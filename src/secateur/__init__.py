@@ -24,6 +24,7 @@ from secateur.errors import (
 from secateur.evaluate.calibrate import recalibrate_batchnorm
 from secateur.evaluate.flops import Flops, count_flops
 from secateur.report.report import Report
+from secateur.stores.planfile import load_plan, save_plan
 
 __version__ = "0.1.0"
 
@@ -50,10 +51,12 @@ __all__ = [
     "from_torch_prune",
     "inspect",
     "keep_mask",
+    "load_plan",
     "magnitude",
     "masks",
     "plan",
     "prune",
     "random",
     "recalibrate_batchnorm",
+    "save_plan",
 ]

@@ -98,7 +98,7 @@ def prune(
         check_out(target, out, overwrite)
         store = store_of(target, roles)
         made = make_plan(store, request, include, ignore)
-        return carry_out(made, store, out, overwrite)
+        return carry_out(made, store, out, overwrite, target)
 
 
 def plan(
@@ -177,7 +177,7 @@ def apply(
         store = store_of(target, None)
         made = plan_or_masks if isinstance(plan_or_masks, Plan) else plan_of_masks(plan_or_masks, store)
         refuse_other(made, store)
-        return carry_out(made, store, out, overwrite)
+        return carry_out(made, store, out, overwrite, target)
 
 
 def inspect(target: Target, *, include: Globs = None, ignore: Globs = None) -> Report:

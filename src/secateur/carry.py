@@ -10,18 +10,19 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.core.elements import Measured, Meter, chunks_of, survey
 from secateur.core.fast import settle
-from secateur.core.keys import FORMATS
+from secateur.core.keys import FORMATS, nonzero
 from secateur.core.make import Request, make
-from secateur.core.patterns import Unstructured
+from secateur.core.patterns import Channel, Unstructured
 from secateur.core.plan import Plan, pack, row_of
 from secateur.core.select import Cut
 from secateur.core.types import Part, Spec
 from secateur.core.write import count_row, write_row
 from secateur.errors import BadInput, OutputExists, PlanMismatch, SecateurError, SecateurWarning
+from secateur.evaluate.norms import firing_norms
 from secateur.report.report import Report, ReportRow
 from secateur.stores.base import Store, choose, matches
 from secateur.stores.memory import MemoryStore
@@ -65,7 +66,7 @@ def make_plan(
     return made
 
 
-def carry_out(made: Plan, store: Store, out: Path | None, overwrite: bool) -> Report:
+def carry_out(made: Plan, store: Store, out: Path | None, overwrite: bool, target: Target) -> Report:
     """Writes what a plan says, and reports what was counted while writing."""
     specs = {s.name: s for s in store.specs()}
 
@@ -89,7 +90,25 @@ def carry_out(made: Plan, store: Store, out: Path | None, overwrite: bool) -> Re
         "sparsity": made.sparsity, "threshold": made.threshold, "criterion": made.criterion,
         "allocation": made.allocation, "pattern": str(made.pattern),
     }  # fmt: skip
-    return Report(tuple(rows), what, made.warnings, None if out is None else str(out))
+    noted = (*made.warnings, *_norm_warnings(made, store, target))
+    return Report(tuple(rows), what, noted, None if out is None else str(out))
+
+
+def _norm_warnings(made: Plan, store: Store, target: Target) -> list[str]:
+    """What norms make of pruned output channels, issued as warnings too."""
+    if not isinstance(target, nn.Module) or not isinstance(made.pattern, Channel) or made.pattern.side != "out":
+        return []
+    gone = {}
+    for row in made.chosen:
+        assert row.out_dim is not None
+        for part in store.parts(row.spec, "whole"):
+            dead = ~nonzero(part.tensor)
+            rest = [d for d in range(dead.ndim) if d != row.out_dim]
+            gone[row.name.rpartition(".")[0]] = dead.all(dim=rest) if rest else dead
+    texts = firing_norms(target, gone)
+    for text in texts:
+        warnings.warn(text, SecateurWarning, stacklevel=4)
+    return texts
 
 
 def _row(spec: Spec, **more: object) -> ReportRow:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import doctest
 import json
 import math
+import os
 import re
 import subprocess
 import sys
 from fractions import Fraction
 from html import unescape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     """A quick run: the JSON, the page, and what it printed."""
     out = tmp_path_factory.mktemp("first-cut")
     command = [sys.executable, "-m", "examples.first_cut", "--quick", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
+    # One thread: the networks are tiny, and threads that wait for each other on a busy machine are slower.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr
     page = (out / "report.html").read_text(encoding="utf-8")
     return json.loads((out / "report.json").read_text(encoding="utf-8")), page, done.stdout
@@ -164,7 +170,7 @@ def test_ranks_average_ties() -> None:
 
 
 def test_spearman_with_ties_by_hand() -> None:
-    # Ranks of x: 1, 2.5, 2.5, 4; of y: 1, 3, 2, 4. About their means: (-1.5, 0, 0, 1.5), (-1.5, .5, -.5, 1.5).
+    # Ranks of x: 1, 2.5, 2.5, 4; of y: 1, 3, 2, 4. Less their means: (-1.5, 0, 0, 1.5), (-1.5, .5, -.5, 1.5).
     # Products sum to 4.5, squares to 4.5 and 5: 4.5 / sqrt(22.5).
     found = stats.spearman(np.array([1.0, 2.0, 2.0, 9.0]), np.array([0.0, 5.0, 3.0, 7.0]))
     assert found == pytest.approx(4.5 / math.sqrt(22.5))
@@ -235,9 +241,9 @@ def test_the_answer_can_go_every_way(seeds: Any, verdict: str, words_: str) -> N
 def test_networks_that_disagree_are_named_apart() -> None:
     less = answer.early(measured("A", (0.1, 0.9)), 0.5, [0.5])
     more = answer.early(measured("B", (0.9, 0.1)), 0.5, [0.5])
-    assert answer.headline([less, more]) == (
-        "It depends on the network: in A it prunes the early layers less; in B it prunes the early layers more."
-    )
+    said = answer.headline([less, more])
+    assert said.startswith("It depends on the network: in A it prunes the early layers less;")
+    assert said.endswith("; in B it prunes the early layers more.")
     assert answer.headline([less]) == "Yes: in A it prunes the early layers less."
 
 
@@ -247,4 +253,4 @@ def test_labels_at_the_ends_of_lines_never_overlap() -> None:
         heights = generator.uniform(0, 250, size=6).tolist()
         placed = sorted(svg.spread(heights, 10, 260))
         assert 10 <= placed[0] and placed[-1] <= 260
-        assert all(b - a >= svg.LINE_GAP - 1e-9 for a, b in zip(placed, placed[1:], strict=False))
+        assert all(b - a >= svg.LINE_GAP - 1e-9 for a, b in pairwise(placed))

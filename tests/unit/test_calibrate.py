@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from secateur.errors import BadInput
+from secateur.errors import BadInput, SecateurWarning
 from secateur.evaluate.calibrate import recalibrate_batchnorm
 
 
@@ -288,7 +288,7 @@ def test_a_norm_that_no_batch_reaches_keeps_its_statistics() -> None:
             return self.used(x)
 
     model = Branch()
-    with pytest.warns(UserWarning, match="no batch reached 'unused'") as caught:
+    with pytest.warns(SecateurWarning, match="no batch reached 'unused'") as caught:
         recalibrate_batchnorm(model, [torch.randn(8, 2)])
     assert caught[0].filename == __file__
     assert model.unused.running_mean.tolist() == [5, 5]

@@ -161,7 +161,8 @@ class Plan:
                 pattern = replace(pattern, reduce=head["reduce"])  # type: ignore[call-arg,type-var]
             return Plan(
                 tuple(_row(r) for r in head["rows"]), head["sparsity"], head["threshold"], head["criterion"],
-                head["allocation"], pattern, head["nonfinite"], tuple(head["warnings"]), masks,
+                head["allocation"], pattern, head["nonfinite"], tuple(head["warnings"]),
+                masks if head["carries_masks"] else None,
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as e:
             if isinstance(e, BadInput):

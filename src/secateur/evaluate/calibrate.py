@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from secateur.errors import BadInput
+from secateur.errors import BadInput, SecateurWarning
 
 from .mode import only_training
 
@@ -57,13 +57,15 @@ def recalibrate_batchnorm(
             On any error, also in ``forward``, the statistics are put back as they were.
 
     Warns:
-        UserWarning: a BatchNorm that no batch reached; it keeps the statistics it had.
+        SecateurWarning: a BatchNorm that no batch reached; it keeps the statistics it had.
 
     Example:
+        >>> import torch, secateur
+        >>> from torch import nn
         >>> net = nn.Sequential(nn.BatchNorm1d(2, affine=False), nn.Dropout(0.5))
         >>> inputs = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 3.0], [6.0, 5.0]])
         >>> labels = torch.zeros(4)
-        >>> recalibrate_batchnorm(net, [(inputs[:2], labels[:2]), (inputs[2:], labels[2:])])
+        >>> secateur.recalibrate_batchnorm(net, [(inputs[:2], labels[:2]), (inputs[2:], labels[2:])])
         2
         >>> net[0].running_mean, net[0].running_var, net.training
         (tensor([3.0000, 2.5000]), tensor([2., 1.]), True)
@@ -141,9 +143,8 @@ def _averaging(norms: Mapping[str, _BatchNorm]) -> Iterator[None]:
             m.momentum = momenta[n]
     if missed:
         _put_back(norms, {n: before[n] for n in missed})
-        warnings.warn(
-            f"no batch reached {', '.join(map(repr, missed))}: statistics left as they were.", stacklevel=4
-        )
+        what = f"no batch reached {', '.join(map(repr, missed))}: statistics left as they were."
+        warnings.warn(what, SecateurWarning, stacklevel=4)
 
 
 def _put_back(norms: Mapping[str, _BatchNorm], before: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import BadInput
 from secateur.stores.names import WRAPPERS
@@ -42,6 +41,16 @@ class Flops:
             the module that ran it. The root's name is ``""``. The values add up to ``total``.
         effective: FLOPs left if no multiplication by a zero weight were done: products with a weight are
             scaled by the nonzero fraction of the weight as it was used, all others count in full.
+
+    Example:
+        >>> flops = Flops(total=4800, by_module={"0": 3200, "2": 1600}, effective=3200)
+        >>> flops.macs, flops.speedup
+        (2400, 1.5)
+        >>> print(flops)
+        4.80 kFLOPs = 2.40 k multiply-adds at 2 FLOPs each
+        3.20 kFLOPs with nonzero weights: 1.50x speed-up in theory, not a measurement
+        0     3.20 k   66.7%
+        2     1.60 k   33.3%
     """
 
     total: int
@@ -111,10 +120,12 @@ def count_flops(model: nn.Module, example_input: Tensor | tuple[Any, ...] | Mapp
             another kind.
 
     Example:
+        >>> import torch, secateur
+        >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))
         >>> with torch.no_grad():
         ...     _ = net[0].weight[:10].zero_()
-        >>> flops = count_flops(net, torch.zeros(8, 10))
+        >>> flops = secateur.count_flops(net, torch.zeros(8, 10))
         >>> flops.total, flops.by_module, flops.effective, flops.macs
         (4800, {'0': 3200, '2': 1600}, 3200, 2400)
         >>> flops.speedup
@@ -125,6 +136,8 @@ def count_flops(model: nn.Module, example_input: Tensor | tuple[Any, ...] | Mapp
         (theoretical speed-up). It counts multiply-adds of convolutions and linear layers only; we count
         attention and recurrence too.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # looks for Triton, which takes time
+
     args, kwargs = _call_with(example_input)
     _refuse_valueless(model)
     counter = FlopCounterMode(display=False)

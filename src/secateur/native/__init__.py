@@ -45,7 +45,9 @@ if _compiled is not None:
 
 def _kernels() -> ModuleType:
     if _compiled is None:
-        raise RuntimeError("secateur was installed without its native kernels: ask `native.available()` first.")
+        raise RuntimeError(
+            "secateur was installed without its native kernels: ask `native.available()` first."
+        )
     return _compiled
 
 
@@ -120,7 +122,9 @@ def bracket(t: Tensor, lo: int, hi: int, out: Tensor) -> tuple[int, int, int, in
     """
     out_ptr, capacity, width = _array(out)
     if width != t.element_size():
-        raise ValueError(f"keys of {t.dtype} take {t.element_size()} bytes each; out has elements of {width}.")
+        raise ValueError(
+            f"keys of {t.dtype} take {t.element_size()} bytes each; out has elements of {width}."
+        )
     below, inside, zeros, max_key, above_min = _kernels().bracket(*_array(t), lo, hi, out_ptr, capacity)
     return below, inside, zeros, max_key, above_min
 
@@ -178,7 +182,9 @@ def lamp_table(t: Tensor, shift: int, scale_exp: int, counts: Tensor, sums: Tens
     """
     (counts_ptr, nbins), (sums_ptr, other) = _table(counts), _table(sums)
     if nbins != other or t.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"a LAMP table takes float32 or float64 and as many counts as sums; got {t.dtype}, {nbins}, {other}.")
+        raise ValueError(
+            f"a LAMP table takes float32 or float64 and as many counts as sums; got {t.dtype}, {nbins}, {other}."
+        )
     _kernels().lamp_table(*_array(t), shift, scale_exp, counts_ptr, sums_ptr, nbins)
 
 
@@ -198,6 +204,8 @@ def nm(
     """
     ptr, n, width = _array(t)
     if outer * groups * of * inner != n:
-        raise ValueError(f"{outer} x {groups} x {of} x {inner} is not the size of a tensor of shape {tuple(t.shape)}.")
+        raise ValueError(
+            f"{outer} x {groups} x {of} x {inner} is not the size of a tensor of shape {tuple(t.shape)}."
+        )
     after, before, min_survivor, max_key = _kernels().nm(ptr, outer, groups, of, inner, prune, width, write)
     return after, before, min_survivor, max_key

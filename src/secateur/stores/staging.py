@@ -94,3 +94,10 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     elif path.exists() or path.is_symlink():
         path.unlink()
+
+
+def readable_by_all(path: Path) -> None:
+    """Gives a file the mode the user's umask asks for; safetensors writes 0600 whatever that is."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)

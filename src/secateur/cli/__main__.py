@@ -1,0 +1,5 @@
+"""``python -m secateur.cli``."""
+
+from . import main
+
+main()

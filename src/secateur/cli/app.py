@@ -1,0 +1,127 @@
+"""Commands, options and exit codes. Strings become objects in `secateur.core.spelling`, not here."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import secateur
+from secateur.errors import OutputExists, SecateurError, SecateurWarning
+from secateur.report.tables import plan_renderables, renderables
+
+from .pickled import loaded, save_over
+from .progress import watched
+
+EXIT_CODES = """
+Exit codes: 0 done; 1 an unexpected error; 2 the command cannot be read; 3 refused before anything was touched (bad input,
+a tensor that cannot be pruned, a filter that matches nothing); 4 the output is already there; 130 interrupted.
+"""
+
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Prunes neural networks by magnitude, exactly: safetensors files and Hugging Face folders.",
+    epilog=EXIT_CODES,
+)
+
+Source = Annotated[Path, typer.Argument(help="A .safetensors file, or a folder with one or with shards and an index.")]
+Include = Annotated[list[str] | None, typer.Option("--include", help="Glob over tensor or module names; repeatable.")]
+Ignore = Annotated[list[str] | None, typer.Option("--ignore", help="Glob over tensor or module names; repeatable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
+Pickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read a .bin or .pt file, with torch.load(weights_only=True).")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"secateur {secateur.__version__}")
+        raise typer.Exit
+
+
+@app.command("inspect", epilog=EXIT_CODES)
+def inspect_command(
+    path: Source, include: Include = None, ignore: Ignore = None, json: AsJson = False, allow_pickle: Pickle = False
+) -> None:
+    """Count zeros, tensor by tensor, and say which tensors prune would choose and why it skips the others."""
+    target = loaded(path, allow_pickle)
+    with watched(f"counting zeros in {path.name}"):
+        report = secateur.inspect(target, include=include, ignore=ignore)
+    _show(report.to_json() if json else list(renderables(report)))
+
+
+@app.command("prune", epilog=EXIT_CODES)
+def prune_command(
+    src: Source,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the result goes; must not exist.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Fraction of the chosen weights to be zero, 0 <= s < 1.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Instead: weights with |w| below this go.")] = None,
+    criterion: Annotated[str, typer.Option(help="magnitude, or random (the control).")] = "magnitude",
+    allocation: Annotated[str, typer.Option(help="global, uniform, uniform_plus, er, erk or lamp.")] = "global",
+    pattern: Annotated[str, typer.Option(help='unstructured, "2:4", "4x4", channel or channel:in.')] = "unstructured",
+    include: Include = None,
+    ignore: Ignore = None,
+    max_sparsity: Annotated[float | None, typer.Option(help="Cap on every tensor's sparsity.")] = None,
+    min_keep: Annotated[int, typer.Option(help="Number of weights every tensor keeps at least.")] = 0,
+    nonfinite: Annotated[str, typer.Option(help="NaN and Inf: error, keep or prune.")] = "error",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
+    json: AsJson = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Prune a checkpoint to another path; config, tokenizer and index are carried over."""
+    wanted: dict[str, Any] = {
+        "threshold": threshold, "criterion": criterion, "allocation": allocation, "pattern": pattern,
+        "include": include, "ignore": ignore, "max_sparsity": max_sparsity, "min_keep": min_keep, "nonfinite": nonfinite,
+    }  # fmt: skip
+    if out is None and not dry_run:
+        raise typer.BadParameter("say where the result goes with -o, or ask for the plan alone with --dry-run.")
+    target = loaded(src, allow_pickle)
+    with watched(f"{'planning' if dry_run else 'pruning'} {src.name}"):
+        if dry_run:
+            plan = secateur.plan(target, sparsity, **wanted)
+        elif isinstance(target, Path):
+            report = secateur.prune(target, sparsity, out=out, overwrite=overwrite, **wanted)
+        else:
+            assert out is not None
+            report = save_over(target, out, overwrite, lambda: secateur.prune(target, sparsity, **wanted))
+    if dry_run:
+        _show(plan.to_json() if json else list(plan_renderables(plan)))
+    else:
+        _show(report.to_json() if json else list(renderables(report)))
+
+
+def _show(what: str | list[Any]) -> None:
+    if isinstance(what, str):
+        typer.echo(what)
+        return
+    console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False, width=None if sys.stdout.isatty() else 140)
+    for part in what:
+        console.print(part)
+
+
+def _refuse(message: str, code: int) -> NoReturn:
+    text = Text.assemble(("error: ", "bold red"), message)  # never as markup: names come from untrusted files
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+    raise SystemExit(code)
+
+
+def run() -> None:
+    """The command line with its exit codes; warnings go into the report, errors to stderr in one line."""
+    warnings.simplefilter("ignore", SecateurWarning)
+    try:
+        app(prog_name="secateur")
+    except OutputExists as e:
+        _refuse(str(e), 4)
+    except SecateurError as e:
+        _refuse(str(e), 3)
+    except KeyboardInterrupt:
+        _refuse("interrupted; nothing was left half written.", 130)

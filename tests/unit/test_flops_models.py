@@ -1,0 +1,341 @@
+"""FLOPs of whole networks: weights not used as stored, what a count leaves alone, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+from torch.nn.utils import parametrizations, prune
+
+from secateur.errors import BadInput
+from secateur.evaluate.flops import Flops, count_flops
+
+from .test_flops import Calls, zero_half
+
+# --- real architectures
+# -----------------------------------------------------------------------------------------------
+
+
+def bert(**kwargs: Any) -> nn.Module:
+    from transformers import BertConfig, BertModel
+
+    size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 20}
+    return BertModel(BertConfig(**size, num_hidden_layers=2, num_attention_heads=2, **kwargs))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_bert(attention: str) -> None:
+    model, ids = bert(attn_implementation=attention), torch.randint(0, 50, (3, 7))
+    flops = count_flops(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    rows, scores = 21, 3 * 7 * 7
+    layer = rows * (4 * 16 * 16 + 2 * 16 * 32) + 2 * scores * 16
+    assert flops.macs == 2 * layer + 3 * 16 * 16  # the pooler sees one token a sequence
+    assert flops.by_module["pooler.dense"] == 2 * 3 * 16 * 16
+    assert flops.by_module["encoder.layer.1.attention.self.query"] == 2 * rows * 16 * 16
+    assert flops.by_module["encoder.layer.1.attention.self"] == 2 * 2 * scores * 16
+
+
+def test_gpt2_with_its_tied_head() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=20))
+    assert model.lm_head.weight is model.transformer.wte.weight
+    flops = count_flops(model, torch.randint(0, 50, (3, 7)))
+    rows, scores = 21, 3 * 7 * 7
+    assert flops.macs == 2 * (rows * 12 * 16 * 16 + 2 * scores * 16) + rows * 16 * 50
+    assert (
+        flops.by_module["lm_head"] == 2 * rows * 16 * 50
+    )  # not the embedding's: a lookup multiplies nothing
+    assert flops.by_module["transformer.h.0.attn.c_attn"] == 2 * rows * 16 * 48
+    assert "transformer.wte" not in flops.by_module
+    zero_half(model.transformer.h[0].mlp.c_fc.weight)
+    zero_half(model.lm_head.weight)
+    left = count_flops(model, torch.randint(0, 50, (3, 7))).effective
+    assert left == flops.total - rows * 16 * 64 - rows * 16 * 50
+
+
+@pytest.mark.parametrize("experts", ["eager", "grouped_mm", "batched_mm"])
+def test_experts(experts: str) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(1)
+    size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 20}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
+    moe = {"num_local_experts": 4, "num_experts_per_tok": 2, "experts_implementation": experts}
+    model = MixtralForCausalLM(MixtralConfig(**size, **heads, **moe)).eval()
+    ids = torch.randint(0, 50, (3, 7))
+    flops = count_flops(model, ids)
+    rows = 21
+    attention = rows * 16 * (16 + 8 + 8 + 16) + 2 * 3 * 7 * 7 * 16
+    router = rows * 16 * 4
+    expert = rows * 2 * (16 * 64 + 32 * 16)
+    assert flops.macs == attention + router + expert + rows * 16 * 50
+    assert flops.by_module["model.layers.0.mlp.experts"] == 2 * expert
+
+    layer = model.model.layers[0].mlp
+    chosen: list[Tensor] = []
+    layer.experts.register_forward_pre_hook(lambda m, args: chosen.append(args[1]))
+    layer.experts.down_proj.data[2] = 0
+    left = count_flops(model, ids).effective
+    assert left == flops.total - 2 * int((chosen[0] == 2).sum()) * 32 * 16
+
+
+# --- weights that are not used as they are stored
+# ---------------------------------------------------------------------
+
+
+def half(flops: Flops) -> bool:
+    return flops.effective * 2 == flops.total
+
+
+def test_autocast() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LSTM(8, 4))
+    for w in model.parameters():
+        zero_half(w)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert half(count_flops(model, torch.randn(3, 2, 8)))
+
+
+def test_torch_prune() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LSTM(8, 4))
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        prune.l1_unstructured(model[1], name, 0.5)
+    flops = count_flops(model, torch.randn(3, 2, 8))
+    assert half(flops)
+    assert set(flops.by_module) == {"0", "1"}
+
+
+def test_torch_prune_whose_hook_never_runs() -> None:
+    layer, x = nn.MultiheadAttention(8, 2), torch.randn(5, 3, 8)
+    prune.l1_unstructured(layer.out_proj, "weight", 0.5)
+    flops = count_flops(layer, (x, x, x))
+    assert flops.effective == flops.total - 15 * 64
+
+
+PARAMETRIZED = [
+    (parametrizations.weight_norm, 0),
+    (parametrizations.spectral_norm, 2 * 36),
+    (parametrizations.orthogonal, 2 * 216),
+]
+
+
+@pytest.mark.parametrize(("make", "making"), PARAMETRIZED, ids=lambda v: getattr(v, "__name__", ""))
+def test_parametrised(make: Callable[[nn.Module], nn.Module], making: int) -> None:
+    """The weight is recognised in what is computed from it, and the products that compute it count as
+    well."""
+    flops = count_flops(nn.Sequential(make(nn.Linear(6, 6))), torch.randn(1000, 6))
+    assert flops.by_module == {"0": 2 * 1000 * 36 + making}
+
+
+def test_masked_in_forward() -> None:
+    class Masked(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 4)
+            self.register_buffer("mask", torch.eye(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight * self.mask)
+
+    flops = count_flops(Masked(), torch.randn(3, 4))
+    assert flops.effective * 4 == flops.total
+
+
+def test_weights_in_one_storage_are_told_apart() -> None:
+    """As after `flatten_parameters` on a GPU."""
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    flat = torch.randn(32)
+    flat[:8] = 0
+    for layer, piece in zip(model, flat.view(2, 4, 4), strict=True):
+        layer.weight = nn.Parameter(piece)
+    assert count_flops(model, torch.randn(1, 4)) == Flops(64, {"0": 32, "1": 32}, 48)
+
+
+def test_weights_used_in_inference_mode() -> None:
+    model = nn.Sequential(nn.LSTM(4, 4, batch_first=True), Calls(lambda out: out[0]), nn.Linear(4, 4))
+    x = torch.randn(2, 3, 4)
+    expected = count_flops(model, x)
+    with torch.inference_mode():
+        assert count_flops(model, x) == expected
+    attention = Calls(F.scaled_dot_product_attention)
+    q = {n: torch.randn(2, 4, 5, 8) for n in ("query", "key", "value")}
+    with torch.inference_mode():
+        assert count_flops(attention, q).macs == 2 * 4 * 5 * 5 * 16
+
+
+def test_compiled_runs_as_plain() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.LSTM(4, 4))
+    x = torch.randn(3, 2, 4)
+    expected = count_flops(model, x)
+    for compiled in (
+        torch.compile(model, backend="eager"),
+        nn.Sequential(torch.compile(model[0], backend="eager"), *model[1:]),
+    ):
+        compiled(x)
+        assert count_flops(compiled, x) == expected
+    model[0].compile(backend="eager")
+    assert count_flops(model, x) == expected
+
+
+# --- what it leaves alone, and what it refuses
+# ------------------------------------------------------------------------
+
+
+def test_a_shared_module_counts_each_time() -> None:
+    fc = nn.Linear(4, 4)
+    assert count_flops(nn.Sequential(fc, nn.ReLU(), fc), torch.randn(1, 4)) == Flops(64, {"0": 64}, 64)
+
+
+def test_a_shared_module_whose_weight_is_used_from_outside() -> None:
+    fc = nn.Linear(4, 4)
+    model = Calls(lambda x, b: F.linear(x, b.weight), b=fc)
+    model.a = fc  # sorts before the name that comes first
+    assert count_flops(model, torch.randn(1, 4)) == Flops(32, {"b": 32}, 32)
+
+
+def test_tied_weights_go_to_the_module_that_runs() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    assert count_flops(model, torch.randn(1, 4)).by_module == {"0": 32, "1": 32}
+
+
+def global_hooks() -> int:
+    return len(nn_module._global_forward_hooks) + len(nn_module._global_forward_pre_hooks)
+
+
+def test_flags_and_hooks_are_as_before() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.BatchNorm1d(4)).train()
+    model[2].eval()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    flags, hooks = [m.training for m in model.modules()], global_hooks()
+    random = torch.get_rng_state()
+    count_flops(model, torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
+    assert [m.training for m in model.modules()] == flags == [True, True, True, False]
+    with pytest.raises(RuntimeError, match="shapes"):
+        count_flops(model, torch.zeros(4, 5))
+    assert [m.training for m in model.modules()] == flags
+    assert global_hooks() == hooks
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_train_is_not_called() -> None:
+    class Merges(nn.Linear):
+        def train(self, mode: bool = True) -> nn.Module:
+            raise AssertionError("merging cannot be undone")
+
+    count_flops(Merges(4, 4), torch.zeros(1, 4))
+
+
+def test_an_error_in_a_module_leaves_the_next_count_right() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    handle = model[0].register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        count_flops(model, torch.zeros(1, 4))
+    handle.remove()
+    assert count_flops(model, torch.zeros(1, 4)).by_module == {"0": 32}
+
+
+def test_caught_errors_do_not_confuse_the_books() -> None:
+    def forward(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+        try:
+            first(x[:, :1])
+        except RuntimeError:
+            return second(first(x))
+        raise AssertionError
+
+    model = Calls(forward, first=nn.Linear(4, 4), second=nn.Linear(4, 4))
+    assert count_flops(model, torch.zeros(1, 4)).by_module == {"first": 32, "second": 32}
+
+
+def test_a_module_that_never_ran_is_named() -> None:
+    model = Calls(lambda x, a, b: a(x), used=nn.Linear(4, 4), unused=nn.Conv2d(1, 1, 3))
+    with pytest.raises(BadInput, match=r"1 module .*'unused' \(Conv2d\): never ran"):
+        count_flops(model, torch.zeros(1, 4))
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(BadInput, match="the model itself"):
+        count_flops(nn.Linear(4, 4), torch.zeros(0, 4))
+
+
+def test_an_operator_that_is_not_counted_is_named() -> None:
+    class Odd(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x[:, None] * self.weight).sum(-1)
+
+    with pytest.raises(BadInput, match=r"'0' \(Odd\): ran, but by an operator that is not counted"):
+        count_flops(nn.Sequential(Odd(4, 4)), torch.zeros(1, 4))
+
+
+def test_one_of_two_expert_weights_is_enough_to_refuse() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up_proj = nn.Parameter(torch.randn(2, 4, 4))
+            self.down_proj = nn.Parameter(torch.randn(2, 4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (torch.bmm(x, self.up_proj)[..., None] * self.down_proj[:, None]).sum(-2)
+
+    model = Calls(lambda x, experts: experts(x), experts=Experts())
+    with pytest.raises(BadInput, match=r"1 module .*'experts' \(Experts\): ran, but"):
+        count_flops(model, torch.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize("bad", [[torch.zeros(1, 4)], None, 4])
+def test_bad_example_input(bad: Any) -> None:
+    with pytest.raises(BadInput, match="example_input is a"):
+        count_flops(nn.Linear(4, 4), bad)
+
+
+def test_weights_without_values() -> None:
+    with pytest.raises(BadInput, match="'weight' is on the meta device"):
+        count_flops(nn.Linear(4, 4, device="meta"), torch.zeros(1, 4))
+    with pytest.raises(BadInput, match="'weight' belongs to a lazy module"):
+        count_flops(nn.LazyLinear(4), torch.zeros(1, 4))
+
+
+# --- the result
+# -------------------------------------------------------------------------------------------------------
+
+
+def test_speedup_and_its_edges() -> None:
+    assert Flops(100, {"": 100}, 40).speedup == 2.5
+    assert Flops(0, {}, 0).speedup == 1.0
+    assert Flops(100, {"": 100}, 0).speedup == float("inf")
+    assert json.loads(Flops(100, {"": 100}, 0).to_json())["speedup"] is None
+    assert count_flops(nn.ReLU(), torch.zeros(2)) == Flops(0, {}, 0)
+
+
+def test_nan_weights_are_not_zero() -> None:
+    model = nn.Linear(4, 4)
+    model.weight.data[:] = float("nan")
+    assert count_flops(model, torch.zeros(1, 4)).speedup == 1.0
+
+
+def test_as_text_and_json() -> None:
+    model = nn.Sequential(nn.Linear(1000, 1000), nn.Linear(1000, 10))
+    zero_half(model[0].weight)
+    flops = count_flops(model, torch.zeros(1, 1000))
+    assert str(flops).splitlines() == [
+        "2.02 MFLOPs = 1.01 M multiply-adds at 2 FLOPs each",
+        "1.02 MFLOPs with nonzero weights: 1.98x speed-up in theory, not a measurement",
+        "0     2.00 M   99.0%",
+        "1    20.00 k    1.0%",
+    ]
+    data = json.loads(flops.to_json())
+    assert (data["total"], data["macs"], data["effective"]) == (2_020_000, 1_010_000, 1_020_000)
+    assert data["by_module"] == {"0": 2_000_000, "1": 20_000}
+    assert "2 per multiply-add" in data["convention"]
+    with pytest.raises(FrozenInstanceError):
+        flops.total = 1  # type: ignore[misc]
