@@ -255,5 +255,3 @@ def from_torch_prune(model: nn.Module) -> Report:
     """
     torch_prune.bake(model)
     return inspect(model)
-
-

@@ -18,7 +18,7 @@ from secateur.core.keys import FORMATS, nonzero
 from secateur.core.make import Request, make
 from secateur.core.patterns import Channel, Unstructured
 from secateur.core.plan import Plan, pack, row_of
-from secateur.core.select import Cut
+from secateur.core.select import Cut, identity
 from secateur.core.types import Part, Spec
 from secateur.core.write import count_row, write_row
 from secateur.errors import BadInput, OutputExists, PlanMismatch, SecateurError, SecateurWarning
@@ -44,7 +44,9 @@ def check_out(target: Target, out: Path | None, overwrite: bool) -> None:
     """A path is pruned to another path that is free, everything else in place."""
     is_path = isinstance(target, str | PathLike)
     if is_path and out is None:
-        raise BadInput(f"{str(target)!r} is a path: say where the result goes with out=; files are not changed in place.")
+        raise BadInput(
+            f"{str(target)!r} is a path: say where the result goes with out=; files are not changed in place."
+        )
     if out is not None and not is_path:
         raise BadInput(
             f"out= goes with a path; a {type(target).__name__} is pruned in place. Save it afterwards as you always do "
@@ -54,9 +56,7 @@ def check_out(target: Target, out: Path | None, overwrite: bool) -> None:
         raise OutputExists(f"{str(out)!r} is already there; choose another path, or say overwrite=True (--overwrite).")
 
 
-def make_plan(
-    store: Store, request: Request, include: Globs, ignore: Globs, *, stacklevel: int = 3
-) -> Plan:
+def make_plan(store: Store, request: Request, include: Globs, ignore: Globs, *, stacklevel: int = 3) -> Plan:
     """The plan of a request over a store, with its warnings issued."""
     specs = choose(store.specs(), include, ignore)
     store.check(specs)
@@ -129,7 +129,7 @@ def count_rows(specs: Sequence[Spec], store: Store) -> tuple[ReportRow, ...]:
 def _count(spec: Spec, store: Store) -> ReportRow:
     if spec.dtype not in FORMATS:
         return _row(spec, skip=spec.skip)
-    found = settle(spec, store.parts, Cut(1, 0))
+    found = settle(spec, store.parts, Cut(1, 0)) if store.sum is identity else None
     if found is not None and found.largest < FORMATS[spec.dtype].nonfinite:
         return _row(spec, zeros=found.zeros, threshold=found.threshold, skip=spec.skip)
     facts, meter = survey(spec, store.parts, store.sum), Meter(spec.dtype)
@@ -153,7 +153,9 @@ def plan_of_masks(masks: Mapping[str, Tensor], store: Store) -> Plan:
     for name, mask in masks.items():
         spec = by_name.get(name)
         if spec is None:
-            raise PlanMismatch(f"there is a mask for {name!r}, but the target has no such tensor; it has {_some(by_name)}.")
+            raise PlanMismatch(
+                f"there is a mask for {name!r}, but the target has no such tensor; it has {_some(by_name)}."
+            )
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != spec.shape:
             got = f"{tuple(mask.shape)}, {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
             raise PlanMismatch(f"the mask of {spec} must be a bool tensor of its shape, True = keep; got {got}.")
@@ -181,7 +183,9 @@ def refuse_other(made: Plan, store: Store) -> None:
     for row in made.chosen:
         spec = specs.get(row.name)
         if spec is None:
-            raise PlanMismatch(f"the plan prunes {row.name!r}, but the target has no such tensor; it has {_some(specs)}.")
+            raise PlanMismatch(
+                f"the plan prunes {row.name!r}, but the target has no such tensor; it has {_some(specs)}."
+            )
         if spec.shape != row.shape or spec.dtype != row.spec.dtype:
             raise PlanMismatch(f"the plan was made for {row.spec}, but the target has {spec}: make a new plan.")
     store.check([replace(specs[r.name], skip=None) for r in made.chosen])

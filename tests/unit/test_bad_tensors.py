@@ -118,9 +118,7 @@ def test_scaled_fp8_is_not_the_weights_themselves() -> None:
 
 
 def test_lazy_modules_are_refused_and_listed() -> None:
-    model = nn.Sequential(
-        nn.LazyConv2d(4, 1), nn.LazyConvTranspose2d(4, 1), nn.LazyBatchNorm2d(), nn.LazyLinear(3)
-    )
+    model = nn.Sequential(nn.LazyConv2d(4, 1), nn.LazyConvTranspose2d(4, 1), nn.LazyBatchNorm2d(), nn.LazyLinear(3))
     assert {s.name: s.role for s in MemoryStore(model).specs() if s.skip is None} == {
         "0.weight": "conv", "1.weight": "conv_transpose", "3.weight": "linear",
     }  # fmt: skip

@@ -50,9 +50,7 @@ def test_gpt2_with_its_tied_head() -> None:
     flops = count_flops(model, torch.randint(0, 50, (3, 7)))
     rows, scores = 21, 3 * 7 * 7
     assert flops.macs == 2 * (rows * 12 * 16 * 16 + 2 * scores * 16) + rows * 16 * 50
-    assert (
-        flops.by_module["lm_head"] == 2 * rows * 16 * 50
-    )  # not the embedding's: a lookup multiplies nothing
+    assert flops.by_module["lm_head"] == 2 * rows * 16 * 50  # not the embedding's: a lookup multiplies nothing
     assert flops.by_module["transformer.h.0.attn.c_attn"] == 2 * rows * 16 * 48
     assert "transformer.wte" not in flops.by_module
     zero_half(model.transformer.h[0].mlp.c_fc.weight)
@@ -158,6 +156,46 @@ def test_weights_in_one_storage_are_told_apart() -> None:
     assert count_flops(model, torch.randn(1, 4)) == Flops(64, {"0": 32, "1": 32}, 48)
 
 
+def test_an_unused_weight_in_the_storage_of_a_used_one() -> None:
+    used, spare = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    used.weight, spare.weight = (nn.Parameter(piece) for piece in torch.randn(2, 4, 4))
+    with pytest.raises(BadInput, match="'spare'"):
+        count_flops(Calls(lambda x, used, spare: used(x), used=used, spare=spare), torch.randn(1, 4))
+
+
+def test_products_of_activations_belong_to_no_weight() -> None:
+    """Rows of an embedding, and memory made like a weight's with an activation in it, are activations."""
+    table = nn.Embedding(6, 4)
+    zero_half(table.weight)
+    towers = Calls(lambda a, b, table: table(a) @ table(b).t(), table=table)
+    ids = torch.tensor([0, 1])
+    assert count_flops(towers, (ids, ids)) == Flops(32, {"": 32}, 32)
+
+    def forward(x: Tensor, fc: nn.Module) -> Tensor:
+        y = fc.weight.new_zeros(3, 4)
+        y.copy_(fc(x))
+        return y @ y.t()
+
+    assert count_flops(Calls(forward, fc=nn.Linear(4, 4)), torch.randn(3, 4)).by_module == {"": 72, "fc": 96}
+
+
+def test_learned_queries() -> None:
+    """They do not depend on the input, like weights; what a layer makes of them is an activation all the same."""
+
+    class Queries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.latents = nn.Parameter(torch.randn(2, 4))
+            self.query, self.key = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.query(self.latents) @ self.key(x).t()
+
+    model = Queries()
+    zero_half(model.latents)
+    assert count_flops(model, torch.randn(3, 4)) == Flops(208, {"": 48, "query": 64, "key": 96}, 208)
+
+
 def test_weights_used_in_inference_mode() -> None:
     model = nn.Sequential(nn.LSTM(4, 4, batch_first=True), Calls(lambda out: out[0]), nn.Linear(4, 4))
     x = torch.randn(2, 3, 4)
@@ -250,11 +288,11 @@ def test_caught_errors_do_not_confuse_the_books() -> None:
         try:
             first(x[:, :1])
         except RuntimeError:
-            return second(first(x))
+            return second(first(x)) @ x.t()
         raise AssertionError
 
     model = Calls(forward, first=nn.Linear(4, 4), second=nn.Linear(4, 4))
-    assert count_flops(model, torch.zeros(1, 4)).by_module == {"first": 32, "second": 32}
+    assert count_flops(model, torch.zeros(1, 4)).by_module == {"": 8, "first": 32, "second": 32}
 
 
 def test_a_module_that_never_ran_is_named() -> None:

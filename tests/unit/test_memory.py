@@ -19,9 +19,7 @@ from secateur.stores.names import canonical
 
 
 def net() -> nn.Module:
-    return nn.Sequential(
-        OrderedDict(fc=nn.Linear(3, 4), norm=nn.LayerNorm(4), head=nn.Linear(4, 2, bias=False))
-    )
+    return nn.Sequential(OrderedDict(fc=nn.Linear(3, 4), norm=nn.LayerNorm(4), head=nn.Linear(4, 2, bias=False)))
 
 
 NAMES = ["fc.bias", "fc.weight", "head.weight", "norm.bias", "norm.weight"]
@@ -52,9 +50,7 @@ def test_it_follows_the_protocol() -> None:
 def test_specs_are_sorted_by_name_and_know_the_order_of_registration() -> None:
     specs = MemoryStore(net()).specs()
     assert [s.name for s in specs] == NAMES
-    assert [s.name for s in sorted(specs, key=lambda s: s.order or 0)] == [
-        n for n, _ in net().named_parameters()
-    ]
+    assert [s.name for s in sorted(specs, key=lambda s: s.order or 0)] == [n for n, _ in net().named_parameters()]
 
 
 @pytest.mark.parametrize("align", ["chunk", "unit", "whole"])
@@ -198,9 +194,7 @@ def test_a_child_called_module_is_an_ordinary_child() -> None:
 
 
 def test_names_that_collide_are_refused() -> None:
-    model = nn.Sequential(
-        OrderedDict(fc=nn.Linear(2, 2), _orig_mod=nn.Sequential(OrderedDict(fc=nn.Linear(2, 2))))
-    )
+    model = nn.Sequential(OrderedDict(fc=nn.Linear(2, 2), _orig_mod=nn.Sequential(OrderedDict(fc=nn.Linear(2, 2)))))
     for target in (model, model.state_dict()):
         with pytest.raises(BadInput, match=r"'fc.weight' and '_orig_mod.fc.weight' have the same name"):
             MemoryStore(target)

@@ -1,4 +1,4 @@
-"""Every native kernel against a plain NumPy computation: all widths, instruction sets, 1 and 2 threads, awkward sizes."""
+"""Every native kernel against plain NumPy: all widths and instruction sets, 1 and 2 threads, awkward sizes."""
 
 from __future__ import annotations
 
@@ -243,11 +243,10 @@ def check_nm(t: Tensor, shape: tuple[int, int, int, int], prune: int) -> None:
 @each_dtype
 def test_nm_matches_a_sort_of_every_group(dtype: torch.dtype) -> None:
     for of, inner in itertools.product([1, 2, 3, 4, 5, 8, 10, 16, 32, 33, 64], [1, 2, 9, 16, 25, 64, 100]):
-        for outer, groups in [(1, 1), (3, 7), (2, 40)]:
-            shape = (outer, groups, of, inner)
-            for prune in {0, 1, of // 2, of - 1} - {of}:
-                check_nm(example(outer * groups * of * inner, dtype, "few values"), shape, prune)
-            check_nm(example(outer * groups * of * inner, dtype, "any bits"), shape, of // 2)
+        for prune in {0, 1, of // 2, of - 1} - {of}:
+            check_nm(example(3 * of * inner, dtype, "few values"), (3, 1, of, inner), prune)
+        groups = 1 + 3000 // (of * inner)
+        check_nm(example(2 * groups * of * inner, dtype, "any bits"), (2, groups, of, inner), of // 2)
 
 
 @each_dtype
@@ -273,9 +272,7 @@ def test_nm_of_a_known_table() -> None:
 
 class TestProperties:
     @given(
-        values=st.lists(
-            st.integers(0, 2**16 - 1) | st.sampled_from([0, 1 << 15, 0x3F80, 0xBF80]), max_size=300
-        ),
+        values=st.lists(st.integers(0, 2**16 - 1) | st.sampled_from([0, 1 << 15, 0x3F80, 0xBF80]), max_size=300),
         lo=st.integers(0, 2**15),
         hi=st.integers(0, 2**15),
         cut=st.tuples(st.integers(0, 2**15), st.integers(0, 320)),
@@ -328,11 +325,9 @@ def test_other_tensors_are_refused() -> None:
     with pytest.raises(ValueError, match="power of two"):
         native.histogram(t, 0, 0, torch.zeros(15, dtype=torch.int64))
     with pytest.raises(ValueError, match="too few bins"):
-        native.lamp_table(t, 19, 0, torch.zeros(100, dtype=torch.int64), torch.zeros(100, dtype=torch.int64))
+        native.lamp_table(t, 19, 0, *torch.zeros(2, 100, dtype=torch.int64))
     with pytest.raises(ValueError, match="float32 or float64"):
-        native.lamp_table(
-            t.half(), 0, 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-        )
+        native.lamp_table(t.half(), 0, 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match="not the size"):
         native.nm(t, 1, 1, 4, 1, 2, True)
     with pytest.raises(ValueError, match="at least one"):
@@ -340,9 +335,7 @@ def test_other_tensors_are_refused() -> None:
 
 
 def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True)
 
 
 def once(engine: tuple[str, int]) -> None:
@@ -352,15 +345,14 @@ def once(engine: tuple[str, int]) -> None:
 
 def test_the_environment_chooses_the_instruction_set(engine: tuple[str, int]) -> None:
     once(engine)
-    for isa in native.isas():
-        code = "import torch; from secateur import native; print(native.isa(), native.scan(torch.ones(3)))"
-        done = run_python(code, SECATEUR_ISA=isa)
-        assert done.stdout.split() == [isa, "(0,", "1065353216)"], done.stderr
+    code = "import torch; from secateur import native; print(native.isa(), native.scan(torch.ones(3)))"
+    done = run_python(code, SECATEUR_ISA="base")
+    assert done.stdout == "base (0, 1065353216)\n", done.stderr
 
 
 def test_an_instruction_set_that_is_not_there_is_refused(engine: tuple[str, int]) -> None:
     once(engine)
-    with pytest.raises(ValueError, match='asks for the native kernels "mmx".*it has base'):
+    with pytest.raises(ValueError, match=r'asks for the native kernels "mmx".*it has base'):
         native.use_isa("mmx")
     done = run_python("from secateur import native; print('imported'); native.isa()", SECATEUR_ISA="mmx")
     assert done.stdout == "imported\n" and 'SECATEUR_ISA asks for the native kernels "mmx"' in done.stderr

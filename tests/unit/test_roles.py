@@ -127,9 +127,7 @@ def test_conv1d_of_gpt2_in_a_dict_square_layers_follow_their_siblings() -> None:
     )  # fmt: skip
     for name in ("h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_fc"):
         fit = fits[f"{name}.weight"]
-        assert (fit.role, fit.out_dim, fit.in_dim, fit.bias) == ("linear_transposed", 1, 0, f"{name}.bias"), (
-            name
-        )
+        assert (fit.role, fit.out_dim, fit.in_dim, fit.bias) == ("linear_transposed", 1, 0, f"{name}.bias"), name
 
 
 def test_gpt_with_linear_layers_under_the_same_names() -> None:
@@ -185,9 +183,7 @@ def test_stacked_experts(shapes: dict[str, tuple[int, ...]], expected: tuple[obj
 
 def test_the_router_tells_how_experts_lie() -> None:
     for up, expected in (((4, 6, 8), ("experts", 1, 2)), ((4, 8, 6), ("experts_transposed", 2, 1))):
-        fits = assign(
-            {"mlp.gate.weight": (4, 8), "mlp.experts.w1": up, "mlp.experts.w2": (4, *reversed(up[1:]))}
-        )
+        fits = assign({"mlp.gate.weight": (4, 8), "mlp.experts.w1": up, "mlp.experts.w2": (4, *reversed(up[1:]))})
         assert {(f.role, f.out_dim, f.in_dim) for n, f in fits.items() if "experts" in n} == {expected}
         assert fits["mlp.gate.weight"].role == "router"
 
@@ -226,9 +222,7 @@ def test_a_gate_is_a_router_only_beside_experts() -> None:
         ("weight", (3, 4), None, "linear"),
     ],
 )
-def test_by_name_and_shape(
-    name: str, shape: tuple[int, ...], bias: tuple[int, ...] | None, role: str
-) -> None:
+def test_by_name_and_shape(name: str, shape: tuple[int, ...], bias: tuple[int, ...] | None, role: str) -> None:
     shapes = {name: shape} | ({name.replace("weight", "bias"): bias} if bias else {})
     fit = assign(shapes)[name]
     assert fit.role == role
@@ -269,9 +263,7 @@ def test_given_roles_override_what_names_tell() -> None:
 
 
 def test_given_roles_choose_a_raw_tensor_and_later_ones_win() -> None:
-    found = specs_of(
-        {"mix": torch.ones(3, 3), "blend": torch.ones(3, 3)}, roles={"*": "linear", "mix": "position"}
-    )
+    found = specs_of({"mix": torch.ones(3, 3), "blend": torch.ones(3, 3)}, roles={"*": "linear", "mix": "position"})
     assert found["mix"].skip == SKIPPED["position"]
     assert found["blend"].skip is None
 

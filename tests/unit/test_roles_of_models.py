@@ -67,9 +67,7 @@ class Tagger(nn.Module):
 
 
 def transformer_encoder() -> nn.Module:
-    return nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 2, norm=nn.LayerNorm(8)
-    )
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 2, norm=nn.LayerNorm(8))
 
 
 def transformer() -> nn.Module:
@@ -112,9 +110,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "bert_mlm": pretrained("BertForMaskedLM", **BERT),
     "bert_mlm_untied": pretrained("BertForMaskedLM", tie_word_embeddings=False, **BERT),
     "roberta": pretrained("RobertaForMaskedLM", pad_token_id=1, **BERT),
-    "distilbert": pretrained(
-        "DistilBertForMaskedLM", vocab_size=40, dim=16, n_layers=1, n_heads=2, hidden_dim=24
-    ),
+    "distilbert": pretrained("DistilBertForMaskedLM", vocab_size=40, dim=16, n_layers=1, n_heads=2, hidden_dim=24),
     "gpt2": pretrained("GPT2LMHeadModel", **GPT2),
     "gpt2_square": pretrained("GPT2LMHeadModel", n_inner=16, tie_word_embeddings=False, **GPT2),
     "llama": pretrained("LlamaForCausalLM", **KV),
@@ -142,9 +138,7 @@ def test_a_module_and_its_state_dict_agree(model: str) -> None:
     in_module = specs_of(net)
     in_dict = specs_of(net.state_dict())
     assert set(in_module) == parameters
-    assert {n: facts(s) for n, s in in_dict.items() if n in parameters} == {
-        n: facts(s) for n, s in in_module.items()
-    }
+    assert {n: facts(s) for n, s in in_dict.items() if n in parameters} == {n: facts(s) for n, s in in_module.items()}
     assert all(s.skip is not None for n, s in in_dict.items() if n not in parameters)
     order = sorted(in_module.values(), key=lambda s: s.order or 0)
     assert [s.name for s in order] == [n for n, _ in net.named_parameters()]

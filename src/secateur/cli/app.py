@@ -62,7 +62,9 @@ def inspect_command(
 def prune_command(
     src: Source,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the result goes; must not exist.")] = None,
-    sparsity: Annotated[float | None, typer.Option(help="Fraction of the chosen weights to be zero, 0 <= s < 1.")] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Fraction of the chosen weights to be zero, 0 <= s < 1.")
+    ] = None,
     threshold: Annotated[float | None, typer.Option(help="Instead: weights with |w| below this go.")] = None,
     criterion: Annotated[str, typer.Option(help="magnitude, or random (the control).")] = "magnitude",
     allocation: Annotated[str, typer.Option(help="global, uniform, uniform_plus, er, erk or lamp.")] = "global",

@@ -38,7 +38,9 @@ def loaded(path: Path, allow_pickle: bool) -> Path | dict[str, Tensor]:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
-        raise BadInput(f"{path.name} does not hold a dict of tensors; load it yourself and pass the model to secateur.prune.")
+        raise BadInput(
+            f"{path.name} does not hold a dict of tensors; load it yourself and pass the model to secateur.prune."
+        )
     return dict(found)
 
 

@@ -34,7 +34,9 @@ def check_sparsity(value: Any, what: str = "sparsity") -> float:
             hint = " 1 would prune every weight; a count of weights is not a sparsity."
         elif 1 < value <= 100:
             hint = f" Did you mean {float(Fraction(str(value)) / 100):g}?"
-        raise BadInput(f"{what} is the fraction of the chosen weights that is zero, 0 <= {what} < 1; got {value!r}.{hint}")
+        raise BadInput(
+            f"{what} is the fraction of the chosen weights that is zero, 0 <= {what} < 1; got {value!r}.{hint}"
+        )
     return value if isinstance(value, float) else float(value)
 
 
@@ -92,9 +94,7 @@ def level_counts(
     grid = 4 * max(slopes, default=1) ** 2 + 1
 
     def counts(p: int) -> list[int]:
-        return [
-            min(max((2 * p * a + grid) // (2 * grid), b.low), b.high) for a, b in zip(slopes, limits, strict=True)
-        ]
+        return [min(max((2 * p * a + grid) // (2 * grid), b.low), b.high) for a, b in zip(slopes, limits, strict=True)]
 
     lo, hi = 0, max((grid * (b.high // max(a, 1) + 2) for a, b in zip(slopes, limits, strict=True)), default=0)
     while hi - lo > 1:
@@ -177,7 +177,9 @@ def pick(table: Mapping[str, float], spec: Spec, matches: Callable[[Spec, str], 
     hits = {g: v for g, v in table.items() if matches(spec, g)}
     if len(set(hits.values())) > 1:
         said = ", ".join(f"{g!r}: {v}" for g, v in hits.items())
-        raise BadInput(f"{what} is ambiguous for {spec.name!r}: {said}. Use globs that do not overlap, or its full name.")
+        raise BadInput(
+            f"{what} is ambiguous for {spec.name!r}: {said}. Use globs that do not overlap, or its full name."
+        )
     return next(iter(hits.values()), None)
 
 

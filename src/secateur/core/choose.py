@@ -14,25 +14,31 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from secateur.errors import Infeasible
+
 from . import criteria as crit
 from . import fast
 from .elements import (
     SCORES,
     Facts,
     Meter,
+    Scored,
+    kept_scores,
     keyed_magnitude,
     keyed_scores,
     magnitude_space,
+    not_finite,
     own_cuts,
     pruned_by,
     refuse_nonfinite,
+    score_pieces,
     survey,
 )
 from .groups import block_of, full_cut, levelled, partial_cuts
 from .keys import FORMATS
 from .patterns import NM, Block, Channel, Pattern, UnitPattern
-from .select import Cut, Keyed, Space, smallest
-from .types import Part, Parts, Reduce, Spec
+from .select import Cut, Keyed, Space, identity, smallest
+from .types import Align, Part, Parts, Reduce, Spec
 from .units import UnitScorer, UnitTable, expand, smallest_units, units_gone
 
 
@@ -44,16 +50,28 @@ class Source:
     reduce: Reduce
     criterion: crit.Criterion
     nonfinite: str
+    _kept: dict[str, Scored] = field(default_factory=dict)
+
+    def scored(self, spec: Spec, block: int = 1, align: Align = "chunk") -> Iterator[tuple[Part, Tensor]]:
+        """Flat parts with their scores; a criterion that is not elementwise is called once a tensor in all."""
+        if not crit.is_elementwise(self.criterion) and spec.name not in self._kept:
+            self._kept[spec.name] = kept_scores(spec, self.parts, self.criterion)
+        return score_pieces(spec, self.parts, self.criterion, self._kept.get(spec.name), block, align)
 
     def facts(self, spec: Spec) -> Facts:
         """Zeros and non-finite values of one tensor; refuses the latter unless the user said what to do with them."""
-        found = fast.settle(spec, self.parts, Cut(1, 0))
+        found = fast.settle(spec, self.parts, Cut(1, 0)) if self.alone else None
         if found is not None and found.largest < FORMATS[spec.dtype].nonfinite:
             return Facts(found.zeros, 0)
         facts = survey(spec, self.parts, self.reduce)
         if facts.nonfinite and self.nonfinite == "error":
             refuse_nonfinite(spec, facts.nonfinite)
         return facts
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is the only worker, so that what lies in its memory is all there is."""
+        return self.reduce is identity
 
     @property
     def by_magnitude(self) -> bool:
@@ -84,16 +102,23 @@ class Selector(Protocol):
 
 
 def _measured(selector: Selector, source: Source, spec: Spec, cut: Cut, zeros: int) -> Taken:
-    meter = Meter(spec.dtype)
+    meter, lost = Meter(spec.dtype), 0
     for part, gone in selector.gone(spec, cut):
         meter.add(part.tensor, gone)
+        if source.nonfinite == "keep":
+            lost += int((gone & not_finite(part)).sum())
+    if int(source.reduce(torch.tensor([lost]))[0]):
+        raise Infeasible(
+            f'{spec} would lose NaN or infinite weights, which nonfinite="keep" keeps: they are last in the order, but too '
+            'few others are left to prune. Ask for less, or say nonfinite="prune".'
+        )
     m = meter.total(source.reduce)
     return Taken(cut, m.zeros, zeros, m.threshold)
 
 
 def settled(selector: Selector, source: Source, spec: Spec, cut: Cut) -> Taken:
     """What a given cut does to one tensor of single weights."""
-    found = fast.settle(spec, source.parts, cut) if source.nonfinite != "prune" else None
+    found = fast.settle(spec, source.parts, cut) if source.alone and source.nonfinite != "prune" else None
     if found is None or found.largest >= FORMATS[spec.dtype].nonfinite:
         return _measured(selector, source, spec, cut, source.facts(spec).zeros)
     return Taken(cut, found.pruned, found.zeros, found.threshold)
@@ -102,7 +127,7 @@ def settled(selector: Selector, source: Source, spec: Spec, cut: Cut) -> Taken:
 def _keyed(source: Source, spec: Spec, pool: torch.dtype, block: int = 1) -> Keyed:
     """A tensor with its keys; `fast` counts digits of plain magnitudes of the pool's own dtype."""
     if not source.by_magnitude:
-        return keyed_scores(spec, source.parts, source.criterion, source.nonfinite, block)
+        return keyed_scores(spec, partial(source.scored, spec, block), source.nonfinite)
     keyed = keyed_magnitude(spec, source.parts, pool, source.nonfinite, block)
     if block > 1 or pool != spec.dtype or source.nonfinite == "prune":
         return keyed
@@ -111,7 +136,11 @@ def _keyed(source: Source, spec: Spec, pool: torch.dtype, block: int = 1) -> Key
 
 def _histogram(spec: Spec, parts: Parts, shift: int, width: int, prefix: int | None) -> Tensor | None:
     bins = [fast.histogram(p, shift, width, prefix) for p in parts(spec, "chunk")]
-    return sum((b for b in bins if b is not None), torch.zeros(1 << width, dtype=torch.int64)) if None not in bins else None
+    return (
+        sum((b for b in bins if b is not None), torch.zeros(1 << width, dtype=torch.int64))
+        if None not in bins
+        else None
+    )
 
 
 @dataclass(frozen=True)
@@ -123,9 +152,14 @@ class Elements:
     def take(self, specs: Sequence[Spec], count: int) -> list[Taken]:
         """See `Selector`."""
         s = self.source
-        if s.by_magnitude and s.nonfinite != "prune" and (picked := fast.pick(specs, s.parts, count)) is not None:
+        if (
+            s.alone
+            and s.by_magnitude
+            and s.nonfinite == "error"
+            and (picked := fast.pick(specs, s.parts, count)) is not None
+        ):
             for spec, p in zip(specs, picked, strict=True):
-                if p.largest >= FORMATS[spec.dtype].nonfinite and s.nonfinite == "error":
+                if p.largest >= FORMATS[spec.dtype].nonfinite:
                     s.facts(spec)
             return [Taken(p.cut, p.pruned, p.zeros, p.threshold) for p in picked]
         facts = [s.facts(spec) for spec in specs]
@@ -171,7 +205,7 @@ class Groups:
     def _full(self, spec: Spec) -> Taken:
         s = self.source
         cut = full_cut(self.pattern, Space(FORMATS[spec.dtype].bits) if s.by_magnitude else SCORES)
-        if s.by_magnitude and s.nonfinite != "prune":
+        if s.alone and s.by_magnitude and s.nonfinite == "error":
             found = [fast.groups(p, self.pattern, write=False) for p in s.parts(spec, "whole")]
             if len(found) == 1 and found[0] is not None:
                 after, before, threshold, top = found[0]
@@ -210,7 +244,9 @@ class Units:
         if spec.name not in self._tables:
             self.source.facts(spec)
             s = self.source
-            scorer = UnitScorer(self.pattern, s.criterion, s.nonfinite, s.parts, s.reduce)
+            scorer = UnitScorer(
+                self.pattern, s.criterion, s.nonfinite, s.parts, s.reduce, partial(s.scored, align="unit")
+            )
             self._tables[spec.name] = scorer.table(spec)
         return self._tables[spec.name]
 

@@ -16,7 +16,7 @@ from secateur.errors import BadTensor
 from . import criteria as crit
 from .keys import CHUNK, FORMATS, LOWEST, common_dtype, convert_cut, key_value, magnitude_key, order_key
 from .select import Cut, Keyed, Space, kth_key
-from .types import Part, Parts, Reduce, Spec
+from .types import Align, Part, Parts, Reduce, Spec
 
 KeyOf = Callable[[Part], Tensor]
 """Int64 keys of a part, of its shape."""
@@ -30,9 +30,9 @@ class Facts:
     nonfinite: int
 
 
-def chunks_of(spec: Spec, parts: Parts, block: int = 1) -> Iterator[Part]:
+def chunks_of(spec: Spec, parts: Parts, block: int = 1, align: Align = "chunk") -> Iterator[Part]:
     """All parts of one tensor in flat chunks of bounded size, none of which cuts a run of ``block`` elements."""
-    for part in parts(spec, "chunk" if block == 1 else "unit"):
+    for part in parts(spec, align if block == 1 else "unit"):
         yield from part.chunks(_size(block))
 
 
@@ -65,6 +65,11 @@ def dead(part: Part, nonfinite: str) -> Tensor:
     return gone | (keys >= FORMATS[part.spec.dtype].nonfinite) if nonfinite == "prune" else gone
 
 
+def not_finite(part: Part) -> Tensor:
+    """Where a part is NaN or infinite; bool."""
+    return magnitude_key(part.tensor) >= FORMATS[part.spec.dtype].nonfinite
+
+
 def magnitude_keys(pool: torch.dtype, nonfinite: str) -> KeyOf:
     """Keys of ``|w|`` in the key space of the dtype ``pool``, 0 for `dead` weights."""
 
@@ -76,23 +81,24 @@ def magnitude_keys(pool: torch.dtype, nonfinite: str) -> KeyOf:
     return keys
 
 
-def score_reader(
-    spec: Spec, parts: Parts, criterion: crit.Criterion, block: int = 1
-) -> Callable[[], Iterator[tuple[Part, Tensor]]]:
-    """How to read one tensor's scores: pairs of a flat part and its scores, in pieces of bounded size.
+Scored = list[tuple[Part, Tensor]]
 
-    An elementwise criterion is called again for every reading; any other is called once, with whole tensors, and its
-    scores are kept.
-    """
-    if crit.is_elementwise(criterion):
-        return lambda: ((chunk, crit.scores(criterion, chunk)) for chunk in chunks_of(spec, parts, block))
-    kept = [(part, crit.scores(criterion, part).reshape(-1)) for part in parts(spec, "whole")]
 
-    def read() -> Iterator[tuple[Part, Tensor]]:
+def kept_scores(spec: Spec, parts: Parts, criterion: crit.Criterion) -> Scored:
+    """Whole parts with their flat scores, for a criterion that is called once a tensor."""
+    return [(part, crit.scores(criterion, part).reshape(-1)) for part in parts(spec, "whole")]
+
+
+def score_pieces(
+    spec: Spec, parts: Parts, criterion: crit.Criterion, kept: Scored | None, block: int = 1, align: Align = "chunk"
+) -> Iterator[tuple[Part, Tensor]]:
+    """Flat parts with their scores, in pieces of bounded size: from ``kept``, or by calling an elementwise criterion."""
+    if kept is None:
+        for chunk in chunks_of(spec, parts, block, align):
+            yield chunk, crit.scores(criterion, chunk)
+    else:
         for part, scores in kept:
             yield from zip(part.chunks(_size(block)), scores.split(_size(block)), strict=True)
-
-    return read
 
 
 SCORES = Space(64, LOWEST)
@@ -111,12 +117,11 @@ def keyed_magnitude(spec: Spec, parts: Parts, pool: torch.dtype, nonfinite: str,
     return Keyed(spec, lambda: ((key_of(chunk), chunk) for chunk in chunks_of(spec, parts, block)))
 
 
-def keyed_scores(spec: Spec, parts: Parts, criterion: crit.Criterion, nonfinite: str, block: int = 1) -> Keyed:
-    """A tensor with the order keys of a criterion's scores, in the space `SCORES`; `LOWEST` for `dead` weights."""
-    read = score_reader(spec, parts, criterion, block)
+def keyed_scores(spec: Spec, pieces: Callable[[], Iterator[tuple[Part, Tensor]]], nonfinite: str) -> Keyed:
+    """A tensor with the order keys of its scores, in the space `SCORES`; `LOWEST` for `dead` weights."""
 
     def chunks() -> Iterator[tuple[Tensor, Part]]:
-        for part, scores in read():
+        for part, scores in pieces():
             yield order_key(scores, str(spec)).masked_fill_(dead(part, nonfinite), LOWEST), part
 
     return Keyed(spec, chunks)
@@ -141,7 +146,7 @@ def pruned_by(keys: Tensor, part: Part, cut: Cut, lowest: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Measured:
-    """Counted under a mask: elements that are zero or go, and the smallest magnitude that survives (None: nothing does)."""
+    """Counted under a mask: elements that are zero or go, and the smallest finite magnitude that survives, if any."""
 
     zeros: int
     threshold: float | None
@@ -160,6 +165,7 @@ class Meter:
         keys = magnitude_key(values)
         live = keys[~(gone | (keys == 0))]
         self._zeros += keys.numel() - live.numel()
+        live = live[live < FORMATS[self._dtype].nonfinite]
         if live.numel():
             low = int(live.min())
             self._smallest = low if self._smallest is None else min(low, self._smallest)

@@ -47,6 +47,11 @@ def memory(part: Part) -> Tensor | None:
     return t.detach().view(-1)
 
 
+def finite(key: int, dtype: torch.dtype) -> float | None:
+    """The magnitude of a smallest surviving key; ``None`` if nothing finite survives."""
+    return key_value(key, dtype) if key < FORMATS[dtype].nonfinite else None
+
+
 def whole(spec: Spec, parts: Parts) -> Tensor | None:
     """A tensor that is in memory in one contiguous piece."""
     found = list(parts(spec, "whole"))
@@ -146,11 +151,9 @@ class _Pass:
 
     def picked(self, cut: Cut, pruned: int, from_key: int) -> Picked:
         """The outcome of a cut that leaves the pool's keys from ``from_key`` up."""
-        low = native.count(self.inside, from_key, 0)[2]
-        if low <= FORMATS[self.inside.dtype].nonfinite:
-            threshold: float | None = key_value(low, self.inside.dtype)
-        else:
-            threshold = key_value(self.above, self.dtype) if self.above >> FORMATS[self.dtype].bits == 0 else None
+        threshold = finite(native.count(self.inside, from_key, 0)[2], self.inside.dtype)
+        if threshold is None:
+            threshold = finite(self.above, self.dtype)
         return Picked(cut, pruned, self.zeros, threshold, self.largest)
 
 
@@ -239,8 +242,7 @@ def settle(spec: Spec, parts: Parts, cut: Cut) -> Picked | None:
     if flat is None:
         return None
     pruned, zeros, low, top = native.count(flat, cut.key, cut.index)
-    threshold = key_value(low, spec.dtype) if low >> FORMATS[spec.dtype].bits == 0 else None
-    return Picked(cut, pruned, zeros, threshold, top)
+    return Picked(cut, pruned, zeros, finite(low, spec.dtype), top)
 
 
 def fill(part: Part, cut: Cut) -> tuple[int, float | None] | None:
@@ -249,16 +251,14 @@ def fill(part: Part, cut: Cut) -> tuple[int, float | None] | None:
     if flat is None or cut.level is not None:
         return None
     zeros, low = native.fill(flat, cut.key, cut.index)
-    return zeros, key_value(low, flat.dtype) if low >> FORMATS[flat.dtype].bits == 0 else None
+    return zeros, finite(low, flat.dtype)
 
 
 def groups(part: Part, pattern: NM, write: bool) -> tuple[int, int, float | None, int] | None:
     """N:M at its full count: (zero afterwards, zero before, smallest survivor, largest key), written if asked."""
     flat = memory(part) if part.whole else None
-    if flat is None:
+    if flat is None or not flat.numel():
         return None
     outer, count, inner = pattern.layout(part.spec)
-    after, before, low, top = native.nm(
-        flat, outer, count, pattern.of, inner, pattern.of - pattern.keep, write
-    )
-    return after, before, key_value(low, flat.dtype) if low >> FORMATS[flat.dtype].bits == 0 else None, top
+    after, before, low, top = native.nm(flat, outer, count, pattern.of, inner, pattern.of - pattern.keep, write)
+    return after, before, finite(low, flat.dtype), top

@@ -21,6 +21,8 @@ from .types import Part, Reduce, Spec
 def group_ranks(keys: Tensor, spec: Spec, pattern: NM) -> Tensor:
     """Rank (int64, same shape) of each element inside its group, from flat keys of whole runs of groups."""
     _, _, inner = pattern.layout(spec)
+    if not keys.numel():
+        return keys
     seen = keys.view(-1, pattern.of, inner)
     order = torch.sort(seen, dim=1, stable=True).indices
     ranks = torch.empty_like(order)
@@ -30,7 +32,7 @@ def group_ranks(keys: Tensor, spec: Spec, pattern: NM) -> Tensor:
 
 def block_of(spec: Spec, pattern: NM) -> int:
     """Length of the contiguous run that holds whole groups."""
-    return pattern.of * pattern.layout(spec)[2]
+    return max(1, pattern.of * pattern.layout(spec)[2])
 
 
 def full_cut(pattern: NM, space: Space) -> Cut:
@@ -51,9 +53,7 @@ def levelled(keyed: Keyed, pattern: NM, level: int, space: Space) -> Keyed:
     return Keyed(keyed.spec, chunks)
 
 
-def partial_cuts(
-    tensors: Sequence[Keyed], pattern: NM, count: int, space: Space, reduce: Reduce
-) -> list[Cut]:
+def partial_cuts(tensors: Sequence[Keyed], pattern: NM, count: int, space: Space, reduce: Reduce) -> list[Cut]:
     """The cuts that prune exactly ``count`` weights of all tensors on the way to the full pattern.
 
     Args:

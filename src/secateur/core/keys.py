@@ -139,6 +139,8 @@ def order_key(score: Tensor, what: str) -> Tensor:
     wide = score.to(torch.float64) + 0.0  # the sum turns -0.0 into 0.0
     nans = int(torch.isnan(wide).sum())
     if nans:
-        raise BadTensor(f"the criterion returned NaN for {nans} of {score.numel()} weights of {what}: NaN has no order.")
+        raise BadTensor(
+            f"the criterion returned NaN for {nans} of {score.numel()} weights of {what}: NaN has no order."
+        )
     i = wide.view(torch.int64)
     return torch.where(i < 0, i ^ 0x7FFFFFFFFFFFFFFF, i)

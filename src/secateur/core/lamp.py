@@ -21,7 +21,6 @@ from torch import Tensor
 
 from . import fast
 from .allocate import Bounds
-from .elements import chunks_of
 from .keys import FORMATS, magnitude_key
 from .types import Parts, Reduce, Spec
 from .units import agree, exponent, larger, rounded, times_power
@@ -51,9 +50,14 @@ class LampTable:
         low, high = squares(self.spec, self.first, self.exponent), squares(self.spec, self.last, self.exponent)
         above = at_least - self.sums + integers(low, self.bits)
         unit = 2.0**self.bits
+        top = low * unit
+        if len(top) and self.first[-1] == self.last[-1]:
+            # Rounded above as below, so that the largest weight of every tensor has exactly the score 1 (1/c if c tie).
+            top[-1] = float(integers(low[-1:], self.bits)[0])
         with np.errstate(divide="ignore", invalid="ignore"):
-            lowest = np.where(low == 0.0, 0.0, low * unit / at_least)
+            lowest = np.where(low == 0.0, 0.0, top / at_least)
             highest = np.where(high == 0.0, 0.0, high * unit / above)
+        highest[-1:] = np.inf  # the largest weight's score is 1 whatever rounding says
         return lowest, np.where(self.first == self.last, lowest, highest)
 
 
@@ -70,9 +74,7 @@ def integers(values: Floats, bits: int) -> Ints:
     return rounded(torch.from_numpy(np.minimum(values, 1.0)), bits).numpy()
 
 
-def lamp_counts(
-    specs: Sequence[Spec], limits: Sequence[Bounds], total: int, parts: Parts, reduce: Reduce
-) -> list[int]:
+def lamp_counts(specs: Sequence[Spec], limits: Sequence[Bounds], total: int, parts: Parts, reduce: Reduce) -> list[int]:
     """Counts whose sum is ``total``: those of the smallest ``(score, tensor rank, |w|)``, within the bounds."""
     tables = [lamp_table(s, parts, reduce) for s in specs]
     while True:
@@ -165,7 +167,9 @@ def refine(table: LampTable, which: NDArray[np.bool_], parts: Parts, reduce: Red
     """The table with some of its ranges cut into at most 2**16 smaller ones each."""
     lows, highs = table.first[which], table.last[which]
     steps = [max(0, int(h - lo).bit_length() - DIGIT) for lo, h in zip(lows, highs, strict=True)]
-    bins = [torch.zeros(2, (int(h - lo) >> s) + 1, dtype=torch.int64) for lo, h, s in zip(lows, highs, steps, strict=True)]
+    bins = [
+        torch.zeros(2, (int(h - lo) >> s) + 1, dtype=torch.int64) for lo, h, s in zip(lows, highs, steps, strict=True)
+    ]
     for keys in _keys_between(table.spec, parts, int(lows[0]), int(highs[-1])):
         q = torch.from_numpy(integers(squares(table.spec, keys.numpy(), table.exponent), table.bits))
         for lo, hi, s, b in zip(lows, highs, steps, bins, strict=True):
@@ -178,7 +182,9 @@ def refine(table: LampTable, which: NDArray[np.bool_], parts: Parts, reduce: Red
         counts, sums = (reduce(row).numpy() for row in b)
         live = np.flatnonzero(counts)
         first = lo + (live << s)
-        for column, new in zip(columns, (first, np.minimum(first + (1 << s) - 1, hi), counts[live], sums[live]), strict=True):
+        for column, new in zip(
+            columns, (first, np.minimum(first + (1 << s) - 1, hi), counts[live], sums[live]), strict=True
+        ):
             column.append(new)
     merged = [np.concatenate(c) for c in columns]
     order = np.argsort(merged[0], kind="stable")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from secateur.errors import BadInput, Infeasible, NotDefined, NothingChosen
+from secateur.errors import BadInput, NotDefined, NothingChosen
 
 from .allocate import (
     Bounds,
@@ -93,13 +93,13 @@ def _check_threshold(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or type(value).__module__ == "numpy":
         raise BadInput(f"threshold must be a Python number > 0, got {value!r} ({type(value).__name__}).")
     if not 0 < value < math.inf:
-        raise BadInput(f"threshold is a magnitude, 0 < threshold < inf: weights with |w| < threshold go; got {value!r}.")
+        raise BadInput(
+            f"threshold is a magnitude, 0 < threshold < inf: weights with |w| < threshold go; got {value!r}."
+        )
     return float(value)
 
 
-def make(
-    specs: Sequence[Spec], parts: Parts, request: Request, match: Match, reduce: Reduce = identity
-) -> Plan:
+def make(specs: Sequence[Spec], parts: Parts, request: Request, match: Match, reduce: Reduce = identity) -> Plan:
     """Makes the plan of a request over the chosen ones of ``specs``; reads values, writes nothing.
 
     Args:
@@ -132,7 +132,13 @@ def _planned(spec: Spec, request: Request, asked: int | None, taken: Taken) -> R
     followers = pattern.grid(spec).followers if isinstance(pattern, Channel) else ()
     cut = taken.cut if is_named(request.criterion) else None
     return row_of(
-        spec, zeros=taken.zeros, asked=asked, prune=taken.pruned, threshold=taken.threshold, cut=cut, followers=followers
+        spec,
+        zeros=taken.zeros,
+        asked=asked,
+        prune=taken.pruned,
+        threshold=taken.threshold,
+        cut=cut,
+        followers=followers,
     )
 
 
@@ -142,7 +148,9 @@ def _eligible(specs: Sequence[Spec], pattern: Pattern) -> tuple[list[Spec], list
     for s in specs:
         why = pattern.why_not(s) if s.skip is None else None
         if why and s.named:
-            raise NotDefined(f"{s} cannot be pruned in the pattern {pattern}: {why}. Leave it out, or change the pattern.")
+            raise NotDefined(
+                f"{s} cannot be pruned in the pattern {pattern}: {why}. Leave it out, or change the pattern."
+            )
         if why:
             odd.append(f"{s.name} ({why})")
             s = replace(s, skip=f"cannot carry {pattern}: {why}")
@@ -206,23 +214,11 @@ class _Maker:
         return list(counts), self._each(counts)
 
     def _each(self, counts: Sequence[int]) -> list[Taken]:
-        self._spare_nonfinite([(s, c) for s, c in zip(self.specs, counts, strict=True)])
         return [self.selector.take([s], c)[0] for s, c in zip(self.specs, counts, strict=True)]
 
     def _below(self, spec: Spec, threshold: float) -> Taken:
         key, _ = key_at_least(threshold, spec.dtype)
         return settled(self.selector, self.source, spec, Cut(max(1, key), 0))
-
-    def _spare_nonfinite(self, counts: Sequence[tuple[Spec, int]]) -> None:
-        """Refuses counts that reach into weights that ``nonfinite="keep"`` promises to keep."""
-        if self.source.nonfinite == "keep":
-            bad = {s.name: f.nonfinite for s, f in zip(self.specs, self.facts, strict=True)}
-            for s, c in counts:
-                if c > s.numel - bad[s.name]:
-                    raise Infeasible(
-                        f'{c} weights of {s} are to go, but {bad[s.name]} of its {s.numel} are NaN or infinite and '
-                        f'nonfinite="keep" keeps them. Ask for less, or say nonfinite="prune".'
-                    )
 
     def _limits(self) -> list[Bounds]:
         r = self.request
@@ -232,7 +228,8 @@ class _Maker:
             cap = r.max_sparsity
             if isinstance(cap, Mapping):
                 cap = pick(cap, s, self.match, "max_sparsity")
-            out.append(bounds(s, f.zeros + (f.nonfinite if dropped else 0), cap, r.min_keep))
+            gone, kept = (f.nonfinite, 0) if dropped else (0, f.nonfinite)
+            out.append(bounds(s, f.zeros + gone, cap, max(r.min_keep, kept)))
         return out
 
     @property
@@ -247,8 +244,6 @@ class _Maker:
         """``"global"``: one pool; tensors that would exceed their cap are held at it, and the others lose more."""
         total = self._total()
         self._check_globs()
-        if self.source.nonfinite == "keep":
-            self._spare_total(total)
         if not self._capped:
             return [None] * len(self.specs), self.selector.take(self.specs, total)
         limits = self._limits()
@@ -264,14 +259,6 @@ class _Maker:
                 taken = {**held, **found}
                 return [None] * len(self.specs), [taken[s.name] for s in self.specs]
             held.update((s.name, self.selector.take([s], high[s.name])[0]) for s in over)
-
-    def _spare_total(self, total: int) -> None:
-        finite = sum(s.numel - f.nonfinite for s, f in zip(self.specs, self.facts, strict=True))
-        if total > finite:
-            raise Infeasible(
-                f'{total} weights are to go, but only {finite} are finite and nonfinite="keep" keeps the others. '
-                f'Ask for less, or say nonfinite="prune".'
-            )
 
     def _counts(self) -> list[int]:
         """Counts of the allocations that decide them before looking at which weights."""
@@ -303,7 +290,7 @@ class _Maker:
         limits = self._limits()
         if all(c <= b.high for c, b in zip(counts, limits, strict=True)):
             return counts
-        total = max(sum(counts), sum(b.low for b in limits))
+        total = sum(max(c, b.low) for c, b in zip(counts, limits, strict=True))
         refuse_infeasible(self.specs, limits, total)
         return level_counts([s.numel for s in self.specs], limits, total)
 

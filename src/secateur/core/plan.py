@@ -20,7 +20,7 @@ from secateur.errors import BadInput, PlanMismatch
 from .choose import Source, selector_of
 from .criteria import Criterion, RandomCriterion, magnitude
 from .elements import chunks_of
-from .patterns import NM, Block, Channel, Member, Pattern, Unstructured
+from .patterns import Block, Channel, Member, Pattern
 from .select import Cut, identity
 from .spelling import pattern_of
 from .types import Align, Part, Parts, Reduce, Spec
@@ -158,20 +158,21 @@ class Plan:
                 raise BadInput("this plan carries its masks in a safetensors file beside the JSON; give both.")
             pattern = pattern_of(head["pattern"])
             if head["reduce"]:
-                pattern = replace(pattern, reduce=head["reduce"])  # type: ignore[call-arg,type-var]
+                pattern = replace(pattern, reduce=head["reduce"])  # type: ignore[type-var]
             return Plan(
                 tuple(_row(r) for r in head["rows"]), head["sparsity"], head["threshold"], head["criterion"],
                 head["allocation"], pattern, head["nonfinite"], tuple(head["warnings"]),
                 masks if head["carries_masks"] else None,
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as e:
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
             if isinstance(e, BadInput):
                 raise
             raise BadInput(f"not a plan of secateur: {e!r}") from e
 
     def __str__(self) -> str:
-        asked = f"sparsity {self.sparsity:g}" if self.sparsity is not None else f"threshold {self.threshold:g}"
-        lines = [f"{asked}, {self.criterion}, {self.allocation}, {self.pattern}: {self.prune} of {self.total} weights"]
+        asked = f"sparsity {self.sparsity:g}, " if self.sparsity is not None else ""
+        asked = f"threshold {self.threshold:g}, " if self.threshold is not None else asked
+        lines = [f"{asked}{self.criterion}, {self.allocation}, {self.pattern}: {self.prune} of {self.total} weights"]
         for r in self.chosen:
             lines.append(f"  {r.name} {list(r.shape)} {r.role}: {r.prune} of {r.numel} ({r.sparsity or 0:.2%})")
         return "\n".join(lines)

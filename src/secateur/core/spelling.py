@@ -69,9 +69,9 @@ def allocation_of(value: Any) -> Allocation:
         if name in ALLOCATIONS:
             return name
     elif isinstance(value, Mapping) or callable(value):
-        return value
+        return value  # type: ignore[no-any-return]
     raise BadInput(
-        f"allocation must be one of {', '.join(ALLOCATIONS)} (or \"local\"), a mapping of globs to sparsities, or a "
+        f'allocation must be one of {", ".join(ALLOCATIONS)} (or "local"), a mapping of globs to sparsities, or a '
         f"function (rows, sparsity) -> {{name: count}}; got {value!r}."
     )
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 Align = Literal["chunk", "unit", "whole"]
-"""What a part must not cut: nothing, a unit of the pattern, or the tensor itself."""
+"""What a part must not cut: nothing; a unit of the pattern (for N:M the whole contiguous run of memory that a group lies
+in, so that a group is never spread over two parts); or the tensor itself."""
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums an int64 tensor of counts over all workers; the identity where there is one."""

@@ -6,15 +6,17 @@ addition and add over chunks, threads, shards and ranks, like histograms.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from secateur.errors import BadTensor
+
 from . import criteria as crit
-from .elements import chunks_of, dead, score_reader
-from .keys import FORMATS, LOWEST, magnitude_key, order_key
+from .elements import chunks_of, dead, not_finite
+from .keys import LOWEST, order_key
 from .patterns import Grid, Reduction, UnitPattern
 from .select import Cut
 from .types import Part, Parts, Reduce, Spec
@@ -40,6 +42,7 @@ class UnitScorer:
     nonfinite: str
     parts: Parts
     reduce: Reduce
+    scored: Callable[[Spec], Iterator[tuple[Part, Tensor]]]
 
     def table(self, spec: Spec) -> UnitTable:
         """The keys of one tensor's units."""
@@ -53,21 +56,26 @@ class UnitScorer:
 
     def _pieces(self, spec: Spec) -> Iterator[tuple[Part, Tensor]]:
         """Flat parts with the float64 values that a unit's score is made of: 0 where dead or not finite."""
-        for part, scores in score_reader(spec, self.parts, self.criterion)():
+        for part, scores in self.scored(spec):
             values = scores.to(torch.float64).masked_fill(dead(part, self.nonfinite), 0.0)
-            yield part, values.masked_fill_(_not_finite(part), 0.0)
+            bad = ~torch.isfinite(values)
+            if self.criterion is not crit.magnitude and bool(bad.any()):
+                raise BadTensor(
+                    f"the criterion {crit.describe(self.criterion)} returned NaN or infinite scores for {spec}, which have "
+                    f"no sum over the units of {self.pattern}: return finite scores."
+                )
+            yield part, values.masked_fill_(bad, 0.0)
 
     def _reduced(self, spec: Spec, grid: Grid, reduction: Reduction) -> tuple[Tensor, Tensor]:
         """(scores, live weights) of every unit."""
-        pieces = list(self._pieces(spec)) if not crit.is_elementwise(self.criterion) else None
         e = None
-        for _, values in pieces if pieces is not None else self._pieces(spec):
+        for _, values in self._pieces(spec):
             e = larger(e, exponent(values))
         top = agree(e, self.reduce)
         squared = reduction == "l2"
         bits = 62 - max(0, (grid.unit_size - 1).bit_length())
         table = torch.zeros(3, grid.units, dtype=torch.int64)
-        for part, values in pieces if pieces is not None else self._pieces(spec):
+        for part, values in self._pieces(spec):
             unit = grid.unit_of(part.index()).cpu()
             share = times_power(values, -top).cpu()
             if reduction == "max":
@@ -76,7 +84,7 @@ class UnitScorer:
             else:
                 table[0].index_add_(0, unit, rounded(share * share if squared else share, bits))
             table[1].index_add_(0, unit, (~dead(part, self.nonfinite)).to(torch.int64).cpu())
-            table[2].index_add_(0, unit, _not_finite(part).to(torch.int64).cpu())
+            table[2].index_add_(0, unit, not_finite(part).to(torch.int64).cpu())
         sums, live, bad = self.reduce(table)
         if reduction == "max":
             sums, bits = sums - (1 << 60), 60
@@ -98,10 +106,6 @@ class UnitScorer:
         assert isinstance(self.criterion, crit.RandomCriterion)
         ids = torch.arange(grid.units)
         return self.criterion(ids, name=spec.name, index=ids)
-
-
-def _not_finite(part: Part) -> Tensor:
-    return magnitude_key(part.tensor) >= FORMATS[part.spec.dtype].nonfinite
 
 
 def exponent(values: Tensor) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from .elements import Measured, Meter
 from .keys import FORMATS
 from .patterns import NM, Block, Channel
 from .plan import Plan, Row, gone, named_criterion
-from .types import Part, Parts, Reduce
+from .select import identity
+from .types import Align, Part, Parts, Reduce, Spec
 from .units import units_gone
 
 PartsOf = Callable[[str], list[Part]]
@@ -57,7 +59,7 @@ def count_row(plan: Plan, row: Row, parts: Parts, reduce: Reduce) -> Taken:
 def write_row(plan: Plan, row: Row, parts: Parts, reduce: Reduce, part_of: PartsOf, write: Write) -> Measured:
     """Zeros in place what the plan prunes of one tensor, and of the tensors that follow it; counts while writing."""
     whole = list(parts(row.spec, "whole"))
-    measured = _fast(plan, row, whole)
+    measured = _fast(plan, row, whole) if reduce is identity else None
     if measured is None:
         for member in row.followers:
             _follow(plan, row, parts, reduce, part_of(member.name), write)
@@ -76,11 +78,15 @@ def _piecewise(plan: Plan, row: Row, whole: list[Part], reduce: Reduce) -> Measu
             zero_(part.tensor, which)
     else:  # flat pieces of a strided tensor are copies, so decide first and write the tensor itself
         for part in whole:
-            pieces = list(gone(plan, row, lambda s, a, one=part: [one], reduce))
+            pieces = list(gone(plan, row, partial(_only, part), reduce))
             for piece, which in pieces:
                 meter.add(piece.tensor, which)
             zero_(part.tensor, torch.cat([w for _, w in pieces]).view(part.tensor.shape))
     return meter.total(reduce)
+
+
+def _only(part: Part, spec: Spec, align: Align) -> list[Part]:
+    return [part]
 
 
 def _fast(plan: Plan, row: Row, found: list[Part]) -> Measured | None:
@@ -117,7 +123,9 @@ def _follow(plan: Plan, row: Row, parts: Parts, reduce: Reduce, targets: list[Pa
         which = reduce(live) == 0
     for part in targets:
         if part.spec.dtype not in FORMATS or part.spec.numel != grid.units:
-            raise PlanMismatch(f"{part.spec} does not have one element for each of the {grid.units} channels it goes with.")
+            raise PlanMismatch(
+                f"{part.spec} does not have one element for each of the {grid.units} channels it goes with."
+            )
         at = which.to(part.tensor.device)[part.index()]
         zero_(part.tensor, at)
         write(part)

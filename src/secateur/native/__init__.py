@@ -1,15 +1,15 @@
-"""The compiled kernels, as functions of tensors. Every one has a torch twin in `secateur.core` that gives the same integers.
+"""The compiled kernels, as functions of tensors. Each has a torch twin in `secateur.core` with the same results.
 
-A kernel sees an element as an unsigned integer and knows its *key*: the bits without the sign, so that key 0 is a zero
-weight and the order of keys is the order of magnitudes. That holds for float64, float32, float16, bfloat16, float8_e5m2 and
-float8_e4m3fn; not for the "fnuz" formats, whose NaN is the sign bit alone.
+A kernel sees an element as an unsigned integer and knows its *key*: the bits without the sign, so that key 0 is a
+zero weight and the order of keys is the order of magnitudes. That holds for float64, float32, float16, bfloat16,
+float8_e5m2 and float8_e4m3fn; not for the "fnuz" formats, whose NaN is the sign bit alone.
 
 Tensors must be contiguous and on the CPU; they may start at any element. Kernels run on as many threads as
-``torch.get_num_threads()`` says, in torch's own pool, without the interpreter's lock; their results do not depend on the
-number of threads or on the instruction set. The smallest key of none is all ones in the width of the elements. Writes go
-past autograd, as writes to ``tensor.data`` do.
+``torch.get_num_threads()`` says, in torch's own pool, without the interpreter's lock; their results depend neither
+on the number of threads nor on the instruction set. The smallest key of none is all ones in the width of an element.
+Writes go past autograd, as writes to ``tensor.data`` do.
 
-Where the package was built without a compiler `available` is false, and every other function raises ``RuntimeError``.
+Where the package was built without a compiler `available` is false and the kernels raise ``RuntimeError``.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ if _compiled is not None:
 
 def _kernels() -> ModuleType:
     if _compiled is None:
-        raise RuntimeError(
-            "secateur was installed without its native kernels: ask `native.available()` first."
-        )
+        raise RuntimeError("secateur was installed without its native kernels; ask native.available() first.")
     return _compiled
 
 
@@ -55,8 +53,8 @@ def _array(t: Tensor) -> tuple[int, int, int]:
     """Address, number of elements, and bytes of one."""
     if not t.is_contiguous() or t.device.type != "cpu":
         raise ValueError(
-            f"native kernels take contiguous tensors on the CPU; got shape {tuple(t.shape)}, stride {t.stride()} "
-            f"on {t.device}: pass tensor.contiguous().cpu(), or use the torch twin."
+            f"native kernels take contiguous tensors on the CPU; got shape {tuple(t.shape)}, stride {t.stride()}, "
+            f"on {t.device}: pass tensor.cpu().contiguous(), or use the torch twin."
         )
     return t.data_ptr(), t.numel(), t.element_size()
 
@@ -75,7 +73,7 @@ def available() -> bool:
 
 
 def isa() -> str:
-    """The instruction set in use, ``"base"``, ``"avx2"`` or ``"avx512"``: the best there is, or ``SECATEUR_ISA``.
+    """The instruction set in use: ``"base"``, ``"avx2"`` or ``"avx512"``; the best there is, or ``SECATEUR_ISA``.
 
     Raises:
         ValueError: ``SECATEUR_ISA`` names one that this build or this processor does not have.
@@ -116,15 +114,13 @@ def bracket(t: Tensor, lo: int, hi: int, out: Tensor) -> tuple[int, int, int, in
         out: room for the keys, elements of the same size as those of ``t``; not part of ``t``.
 
     Returns:
-        ``(below, inside, zeros, max_key, above_min)``. The keys are ``out[:inside]``, in no order. ``inside`` is -1 if
-        ``out`` is too small, with the other figures right and ``out`` undefined. ``above_min`` is the smallest key
-        above ``hi``.
+        ``(below, inside, zeros, max_key, above_min)``. The keys are ``out[:inside]``, in no order; ``above_min`` is
+        the smallest key above ``hi``. If ``out`` is too small ``inside`` is -1, ``out`` is undefined, and the other
+        figures are right.
     """
     out_ptr, capacity, width = _array(out)
     if width != t.element_size():
-        raise ValueError(
-            f"keys of {t.dtype} take {t.element_size()} bytes each; out has elements of {width}."
-        )
+        raise ValueError(f"keys of {t.dtype} take {t.element_size()} bytes; out has elements of {width}.")
     below, inside, zeros, max_key, above_min = _kernels().bracket(*_array(t), lo, hi, out_ptr, capacity)
     return below, inside, zeros, max_key, above_min
 
@@ -140,58 +136,57 @@ def fill(t: Tensor, cut_key: int, cut_index: int) -> tuple[int, int]:
 
 
 def count(t: Tensor, cut_key: int, cut_index: int) -> tuple[int, int, int, int]:
-    """What `fill` would do, without doing it: ``(pruned, zeros, min_survivor, max_key)``.
+    """What `fill` would do, without doing it.
 
-    ``pruned`` is the number of zeros `fill` would leave, ``zeros`` and ``max_key`` are those of ``t`` as it is.
+    Returns:
+        ``(pruned, zeros, min_survivor, max_key)``: the zeros that `fill` would leave and the smallest key it would
+        spare; the zeros and the largest key of ``t`` as it is.
     """
     pruned, zeros, min_survivor, max_key = _kernels().count(*_array(t), cut_key, cut_index)
     return pruned, zeros, min_survivor, max_key
 
 
 def histogram(t: Tensor, shift: int, prefix: int, bins: Tensor) -> None:
-    """Counts one digit of the keys: of those with ``key >> (shift + log2(nbins)) == prefix``, adds 1 to
-    ``bins[(key >> shift) & (nbins - 1)]``.
+    """Counts the values of one digit of the keys, ``(key >> shift) & (nbins - 1)``.
 
     Args:
         t: the weights.
         shift: bits below the digit.
-        prefix: value of the bits above the digit; 0 where there are none.
+        prefix: only keys whose bits above the digit have this value are counted; 0 where there are none.
         bins: int64, a power of two of them; what they hold is added to.
     """
     _kernels().histogram(*_array(t), shift, prefix, *_table(bins))
 
 
 def tie_index(t: Tensor, key: int, r: int) -> int:
-    """One past the flat index of the ``r``-th element (``r`` >= 1) that has this key; -1 if there are fewer."""
+    """One past the flat index of the ``r``-th element (``r`` >= 1) with this key; -1 if there are fewer."""
     index: int = _kernels().tie_index(*_array(t), key, r)
     return index
 
 
 def lamp_table(t: Tensor, shift: int, scale_exp: int, counts: Tensor, sums: Tensor) -> None:
-    """Counts the keys and adds up the squares of the values, in bins of keys: with ``b = key >> shift``,
-    ``counts[b] += 1`` and ``sums[b] += rint(x * x * 2**scale_exp)``.
+    """Counts the keys and adds up the squares of the values, in bins of keys.
 
-    The square is taken in float64 (exactly, for float32), scaled exactly and rounded once, half to even; so the sums do
-    not depend on the order. The caller chooses ``scale_exp`` such that no sum exceeds int64.
+    With ``b = key >> shift``: ``counts[b] += 1`` and ``sums[b] += rint(x * x * 2**scale_exp)``. The square is taken
+    in float64 (exactly, for float32), scaled exactly and rounded once, half to even, so that the sums do not depend
+    on the order. The caller chooses ``scale_exp`` such that no sum exceeds int64.
 
     Args:
         t: float32 or float64 weights.
-        shift: bits of the key below the bin; ``max key of the dtype >> shift`` must be less than the number of bins.
+        shift: bits of the key below the bin; every key of the dtype must have its bin.
         scale_exp: power of two that the squares are scaled by.
         counts, sums: int64, one of each a bin; what they hold is added to.
     """
-    (counts_ptr, nbins), (sums_ptr, other) = _table(counts), _table(sums)
-    if nbins != other or t.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"a LAMP table takes float32 or float64 and as many counts as sums; got {t.dtype}, {nbins}, {other}."
-        )
+    (counts_ptr, nbins), (sums_ptr, others) = _table(counts), _table(sums)
+    if nbins != others:
+        raise ValueError(f"a LAMP table has as many counts as sums; got {nbins} and {others}.")
+    if t.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"a LAMP table is made of float32 or float64; got {t.dtype}.")
     _kernels().lamp_table(*_array(t), shift, scale_exp, counts_ptr, sums_ptr, nbins)
 
 
-def nm(
-    t: Tensor, outer: int, groups: int, of: int, inner: int, prune: int, write: bool
-) -> tuple[int, int, int, int]:
-    """Prunes the ``prune`` smallest ``(key, position)`` of every group, and every zero; or counts what would be pruned.
+def nm(t: Tensor, outer: int, groups: int, of: int, inner: int, prune: int, write: bool) -> tuple[int, int, int, int]:
+    """Prunes the ``prune`` smallest (key, position) of every group, and every zero; or only counts them.
 
     Args:
         t: the weights, seen as ``(outer, groups, of, inner)``; a group is the ``of`` elements along the third dim.
@@ -200,12 +195,10 @@ def nm(
         write: whether to write +0.0 over them, in place.
 
     Returns:
-        ``(zeros_after, zeros_before, min_survivor, max_key)``; without ``write`` the first is what it would be.
+        ``(zeros_after, zeros_before, min_survivor, max_key)``; without ``write`` what it would come to.
     """
     ptr, n, width = _array(t)
     if outer * groups * of * inner != n:
-        raise ValueError(
-            f"{outer} x {groups} x {of} x {inner} is not the size of a tensor of shape {tuple(t.shape)}."
-        )
+        raise ValueError(f"{outer} x {groups} x {of} x {inner} is not the size of shape {tuple(t.shape)}.")
     after, before, min_survivor, max_key = _kernels().nm(ptr, outer, groups, of, inner, prune, width, write)
     return after, before, min_survivor, max_key

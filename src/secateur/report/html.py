@@ -14,11 +14,13 @@ _BAR = "display:inline-block;height:.65em;background:currentColor;opacity:.55;ve
 def as_html(report: Report) -> str:
     """The report as one self-contained element."""
     head = "".join(
-        f'<th style="{_CELL}">{h}</th>' for h in ("tensor", "shape", "role", "zero", "of", "sparsity", "", "smallest |w| left")
+        f'<th style="{_CELL}">{h}</th>'
+        for h in ("tensor", "shape", "role", "zero", "of", "sparsity", "", "smallest |w| left")
     )
     rows = "".join(
         f'<tr><td style="{_CELL};text-align:left"><code>{escape(r.name)}</code></td>'
-        f'<td style="{_CELL}">{escape(" × ".join(map(str, r.shape)))}</td><td style="{_CELL};text-align:left">{escape(r.role)}</td>'
+        f'<td style="{_CELL}">{escape(" × ".join(map(str, r.shape)))}</td>'
+        f'<td style="{_CELL};text-align:left">{escape(r.role)}</td>'
         f'<td style="{_CELL}">{r.zeros or 0:,}</td><td style="{_CELL}">{r.numel:,}</td>'
         f'<td style="{_CELL}">{r.sparsity or 0:.2%}</td>'
         f'<td style="{_CELL};text-align:left;width:6em"><span style="{_BAR};width:{5 * (r.sparsity or 0):.2f}em"></span></td>'

@@ -44,7 +44,9 @@ def plan_renderables(plan: Plan) -> Iterator[RenderableType]:
     yield Text(f"plan: {asked_line(asked)}", style="bold")
     yield _table([(r.name, r.shape, r.role, r.prune, r.numel, r.threshold, 0) for r in plan.chosen], "to be zero")
     share = plan.prune / plan.total if plan.total else 0.0
-    yield Text(f"{plan.prune:,} of {plan.total:,} chosen weights will be zero ({share:.4%}); nothing written", style="bold")
+    yield Text(
+        f"{plan.prune:,} of {plan.total:,} chosen weights will be zero ({share:.4%}); nothing written", style="bold"
+    )
     if skipped := skipped_line([r.skip for r in plan.rows if r.skip]):
         yield Text(skipped, style="dim")
     for text in plan.warnings:
@@ -105,4 +107,4 @@ def as_text(report: Report, width: int = 120) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, highlight=False)
     for part in renderables(report):
         console.print(part)
-    return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
+    return console.file.getvalue().rstrip()  # type: ignore[attr-defined]

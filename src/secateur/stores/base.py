@@ -94,7 +94,7 @@ def choose(
                 names = ", ".join(s.name for s in specs[:8]) + (", …" if len(specs) > 8 else "")
                 raise NothingChosen(
                     f"{kind}={p!r} matches nothing. Give a tensor's name, a module's name, or a glob of either "
-                    f"(\"*\" crosses dots). The target has: {names or 'no tensors at all'}."
+                    f'("*" crosses dots). The target has: {names or "no tensors at all"}.'
                 )
     out = [_filtered(s, inc, ign) for s in specs]
     if not any(s.skip is None for s in out):

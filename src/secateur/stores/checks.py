@@ -80,13 +80,14 @@ def _shown(entry: Entry) -> str:
 def why_not(entry: Entry) -> str | None:
     """What stands against pruning one tensor, and the way out; ``None`` if nothing does."""
     t = entry.tensor
-    if entry.held_by is not None:
-        return _REMEDIES[entry.held_by]
-    if is_lazy(t):
-        return "it is lazy and has no values yet; run a forward pass first"
-    if t.is_meta:
-        return "it is on the meta device and has no values; load the weights first"
-    return _of_type(t) or of_dtype(entry) or _of_memory(t)
+    if entry.held_by is None:
+        if is_lazy(t):
+            return "it is lazy and has no values yet; run a forward pass first"
+        if t.is_meta:
+            return "it is on the meta device and has no values; load the weights first"
+        if (reason := _of_type(t)) is not None:
+            return reason
+    return of_dtype(entry) or _of_memory(t)
 
 
 def _of_type(t: Tensor) -> str | None:
@@ -106,7 +107,10 @@ def _of_type(t: Tensor) -> str | None:
 
 
 def of_dtype(entry: Entry) -> str | None:
+    """What stands against pruning values of this dtype and origin, wherever they are kept."""
     t = entry.tensor
+    if entry.held_by is not None:
+        return _REMEDIES[entry.held_by]
     if t.is_quantized or t.dtype in _INTEGERS or (t.dtype not in SUPPORTED and type(t) not in PLAIN):
         return (
             "it holds integers or quantised values, whose magnitudes are not the weights'; "

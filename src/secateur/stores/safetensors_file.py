@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -133,7 +131,9 @@ def _safe(folder: Path, name: str) -> Path:
     """A file of the folder, by a name from an untrusted index."""
     pure = PureWindowsPath(name), PurePosixPath(name)
     if any(p.name != name or p.drive or p.root for p in pure) or name in (".", "..") or not name.endswith(SUFFIX):
-        raise BadInput(f"{name!r} is not the name of a safetensors file in the folder; names in an index are not paths.")
+        raise BadInput(
+            f"{name!r} is not the name of a safetensors file in the folder; names in an index are not paths."
+        )
     path = folder / name
     if path.is_symlink():
         target = path.resolve()
@@ -141,6 +141,6 @@ def _safe(folder: Path, name: str) -> Path:
         cache = home.parent.parent / "blobs"  # a hub cache: snapshots/<revision>/ links into blobs/
         if target.parent not in (home, cache):
             raise BadInput(f"{name!r} is a link to {target}, outside its folder; copy the file there.")
-    if path.exists() and not stat.S_ISREG(os.stat(path).st_mode):
+    if path.exists() and not path.is_file():
         raise BadInput(f"{name!r} is not a regular file.")
     return path

@@ -29,7 +29,7 @@ def staged(out: Path, overwrite: bool, need: int) -> Iterator[Path]:
         OutputExists: something is there and ``overwrite`` is false.
         BadInput: the parent folder does not exist, or has too little room.
     """
-    out = Path(os.path.abspath(out))
+    out = Path.cwd() / out
     if (out.exists() or out.is_symlink()) and not overwrite:
         raise OutputExists(f"{out} is already there; choose another path, or say overwrite=True (--overwrite).")
     if not out.parent.is_dir():

@@ -153,8 +153,7 @@ def _restore(module: nn.Module, tensor: str) -> None:
     """Gives the parameter its name back and removes mask, plain attribute and hook."""
     orig = module._parameters.pop(tensor + ORIG)
     del module._buffers[tensor + MASK]
-    module.__dict__.pop(tensor, None)
-    setattr(module, tensor, orig)  # recurrent layers update their list of flat weights here
+    setattr(module, tensor, orig)  # replaces the attribute; recurrent layers update their flat weights here
     for key, hook in list(module._forward_pre_hooks.items()):
         if isinstance(hook, BasePruningMethod) and hook._tensor_name == tensor:
             del module._forward_pre_hooks[key]
