@@ -94,11 +94,12 @@ void lamp_float(const void* ptr, uint64_t n, int shift, double scale, LampBin* b
     const float* p = static_cast<const float*>(ptr);
     const __m512d scales = _mm512_set1_pd(scale);
     const __m512i one = _mm512_set1_epi64(1);
+    const uint64_t mask = max_key<uint32_t> >> shift;
     uint64_t i = 0;
     for (; i + 8 <= n; i += 8) {
         uint64_t bits[4];
         __builtin_memcpy(bits, p + i, sizeof bits);
-        const auto bin = [&](int j) { return bins + (key_of(uint32_t(bits[j / 2] >> (j % 2 * 32))) >> shift); };
+        const auto bin = [&](int j) { return bins + ((bits[j / 2] >> (j % 2 * 32 + shift)) & mask); };
         const __m512d x = _mm512_cvtps_pd(_mm256_loadu_ps(p + i));
         const __m512i term = _mm512_cvt_roundpd_epi64(_mm512_mul_pd(_mm512_mul_pd(x, x), scales),
                                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -85,17 +85,20 @@ void fill_scalar(void* p, uint64_t n, uint64_t last, Tally* tally) {
     cut_scalar<T, true>(static_cast<T*>(p), n, last, tally);
 }
 
+// Eight bytes of elements to a load, and the sign cut off with the bits above the digit: twice as fast as one by one.
 template <class T>
 void histogram_scalar(const void* ptr, uint64_t n, int shift, uint64_t mask, uint32_t* bins) {
     const T* p = static_cast<const T*>(ptr);
-    constexpr uint64_t several = 8 / sizeof(T);
+    constexpr uint64_t several = 8 / sizeof(T), bits = 8 * sizeof(T);
+    mask &= max_key<T> >> shift;
     uint64_t i = 0;
-    for (; i + several <= n; i += several) {  // one load for eight bytes of them: twice as fast
-        uint64_t bits;
-        __builtin_memcpy(&bits, p + i, 8);
-        for (uint64_t j = 0; j < several; ++j) ++bins[(key_of(T(bits >> (8 * sizeof(T) * j))) >> shift) & mask];
+    for (; i + several <= n; i += several) {
+        uint64_t word;
+        __builtin_memcpy(&word, p + i, 8);
+#pragma GCC unroll 8
+        for (uint64_t j = 0; j < several; ++j) ++bins[(word >> (bits * j + shift)) & mask];
     }
-    for (; i < n; ++i) ++bins[(key_of(p[i]) >> shift) & mask];
+    for (; i < n; ++i) ++bins[(uint64_t{p[i]} >> shift) & mask];
 }
 
 template <class T>

@@ -18,12 +18,8 @@ from examples.first_cut.terminal import Stages
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, prunes, scores, and writes ``report.html`` and ``report.json`` into the output folder."""
     parser = argparse.ArgumentParser(prog="python -m examples.first_cut", description=main.__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/first-cut"), help="folder to write to (%(default)s)"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="a tiny run that shows only that everything works"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/first-cut"), help="folder to write to (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a tiny run that shows only that everything works")
     options = parser.parse_args(arguments)
     console = Console()
     stages = Stages(console)

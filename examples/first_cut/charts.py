@@ -32,9 +32,7 @@ def ends(value: Interval) -> tuple[float, float]:
     return value.mean - half, value.mean + half
 
 
-def accuracy_chart(
-    network: Network, shown: Callable[[Point], Interval | None], dense: Interval, when: str
-) -> str:
+def accuracy_chart(network: Network, shown: Callable[[Point], Interval | None], dense: Interval, when: str) -> str:
     """Test accuracy against sparsity, a line a method."""
     series = []
     for method in METHODS:
@@ -166,6 +164,4 @@ def encoder_grid(layers: Sequence[dict[str, Any]]) -> str:
         y = top + line * tall + (6 if line == len(MATRICES) else 0)
         parts.append(f'<text class="end title" x="{left - 8}" y="{y + 18}">{escape(label)}</text>')
     height = top + (len(MATRICES) + 1) * tall + 8
-    return picture(
-        "Sparsity of every weight matrix of the encoder under the global allocation", height, parts
-    )
+    return picture("Sparsity of every weight matrix of the encoder under the global allocation", height, parts)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -65,14 +67,30 @@ def run(settings: Settings, stages: Stages) -> Results:
     with stages.stage("read MNIST-5k"):
         data = mnist_5k()
     measured: dict[str, Any] = {}
-    for kind in KINDS:
-        trained = train_kind(kind, data, settings, stages)
-        measured[kind.key] = sweep_kind(kind, trained, settings, stages)
+    with one_thread():
+        for kind in KINDS:
+            trained = train_kind(kind, data, settings, stages)
+            measured[kind.key] = sweep_kind(kind, trained, settings, stages)
     measured["encoder"] = encoder.run(settings, stages)
     networks = [network(kind.key, measured[kind.key], settings) for kind in KINDS]
     findings = {n.key: network_findings(n) for n in networks}
     findings["encoder"] = encoder_findings(measured["encoder"])
     return Results(settings, environment(), measured, networks, early_all(measured, settings), findings)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Holds torch to one thread, then puts the number back.
+
+    Networks this small gain little from a second thread and lose minutes to it on a busy machine, where threads
+    wait for each other at every layer. And trained weights then do not depend on the number of cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def environment() -> dict[str, Any]:
@@ -81,6 +99,6 @@ def environment() -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "threads": torch.get_num_threads(),
+        "threads": {"LeNet-300-100 and Conv4-BN": 1, "encoder": torch.get_num_threads()},
         "packages": {name: version(name) for name in PACKAGES},
     }

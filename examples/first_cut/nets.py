@@ -87,9 +87,7 @@ def accuracy(model: nn.Module, part: Part) -> float:
     return right / len(part.labels)
 
 
-def train(
-    kind: Kind, split: Split, seed: int, settings: Settings, step: Callable[[], None]
-) -> tuple[nn.Module, int]:
+def train(kind: Kind, split: Split, seed: int, settings: Settings, step: Callable[[], None]) -> tuple[nn.Module, int]:
     """Trains a network of one kind and returns it, in evaluation mode, with the epoch it was taken from.
 
     AdamW under one learning-rate cycle. The epoch kept is the first with the highest *validation* accuracy;

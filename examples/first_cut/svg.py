@@ -55,9 +55,7 @@ class Axis:
 def sparsity_axis(sparsities: Sequence[float]) -> Axis:
     """Sparsities spaced by the logarithm of what is kept, so that 90 to 98 % has room."""
     ticks = [(s, f"{100 * s:g}") for s in sparsities]
-    return Axis(
-        "% of the weights pruned", min(sparsities), max(sparsities), ticks, lambda s: -math.log10(1 - s)
-    )
+    return Axis("% of the weights pruned", min(sparsities), max(sparsities), ticks, lambda s: -math.log10(1 - s))
 
 
 def nice_axis(title: str, low: float, high: float, show: Callable[[float], str]) -> Axis:

@@ -86,9 +86,7 @@ def recalibrated(model: nn.Module, test: Part, batches: list[torch.Tensor]) -> f
     return accuracy(model, test)
 
 
-def prune_and_score(
-    trained: Trained, method: str, sparsity: float, batches: list[torch.Tensor]
-) -> dict[str, Any]:
+def prune_and_score(trained: Trained, method: str, sparsity: float, batches: list[torch.Tensor]) -> dict[str, Any]:
     """One point of the sweep: a pruned copy, counted and scored; without BatchNorm "after" is ``None``."""
     model, test = copy.deepcopy(trained.model), trained.split.test
     report = prune(model, method, sparsity, trained.seed)

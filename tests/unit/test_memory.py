@@ -374,18 +374,18 @@ def test_other_targets_are_refused(target: object, error: type[Exception], text:
 
 
 def test_it_is_quick() -> None:
-    """Linear in the number of tensors, 12 µs each where it was measured; ten times that is allowed."""
+    """Linear in the number of tensors; 12 µs of this thread each where it was measured, 200 allowed."""
 
     def seconds(layers: int) -> float:
         model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(layers)])
         best = float("inf")
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.thread_time()
             store = MemoryStore(model)
             for spec in store.specs():
                 list(store.parts(spec, "chunk"))
             store.check(store.specs())
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.thread_time() - start)
         return best
 
     small, large = seconds(55), seconds(550)
