@@ -82,6 +82,7 @@ inline __m256i min_64(__m256i a, __m256i b) { return _mm256_blendv_epi8(a, b, _m
         static Mask eq(Reg a, Reg b) { return _mm256_cmpeq_epi##BITS(a, b); }                                       \
         static Mask negative(Reg a) { return gt(_mm256_setzero_si256(), a); }                                       \
         static uint32_t bytes(Mask m) { return static_cast<uint32_t>(_mm256_movemask_epi8(m)); }                    \
+        static bool any(Reg a) { return !_mm256_testz_si256(a, a); }                                                \
         static uint64_t count(Mask m) { return static_cast<uint64_t>(__builtin_popcount(bytes(m))) / sizeof(Key); } \
         static Mask both(Mask a, Mask b) { return _mm256_and_si256(a, b); }                                         \
         static Mask without(Mask a, Mask b) { return _mm256_andnot_si256(b, a); }                                   \

@@ -57,6 +57,7 @@ inline __m512i rotated(__m512i x) {
         static Mask gt(Reg a, Reg b) { return _mm512_cmpgt_epi##BITS##_mask(a, b); }                                     \
         static Mask eq(Reg a, Reg b) { return _mm512_cmpeq_epi##BITS##_mask(a, b); }                                     \
         static Mask negative(Reg a) { return _mm512_movepi##BITS##_mask(a); }                                            \
+        static bool any(Reg a) { return _mm512_test_epi64_mask(a, a) != 0; }                                             \
         static uint64_t count(Mask m) { return static_cast<uint64_t>(__builtin_popcountll(m)); }                         \
         static Mask both(Mask a, Mask b) { return a & b; }                                                               \
         static Mask without(Mask a, Mask b) { return static_cast<Mask>(a & ~b); }                                        \
@@ -97,9 +98,11 @@ void lamp_float(const void* ptr, uint64_t n, int shift, double scale, LampBin* b
     const uint64_t mask = max_key<uint32_t> >> shift;
     uint64_t i = 0;
     for (; i + 8 <= n; i += 8) {
-        uint64_t bits[4];
-        __builtin_memcpy(bits, p + i, sizeof bits);
-        const auto bin = [&](int j) { return bins + ((bits[j / 2] >> (j % 2 * 32 + shift)) & mask); };
+        const auto bin = [&](int j) {
+            uint64_t two;
+            __builtin_memcpy(&two, p + i + j / 2 * 2, sizeof two);
+            return bins + ((two >> (j % 2 * 32 + shift)) & mask);
+        };
         const __m512d x = _mm512_cvtps_pd(_mm256_loadu_ps(p + i));
         const __m512i term = _mm512_cvt_roundpd_epi64(_mm512_mul_pd(_mm512_mul_pd(x, x), scales),
                                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -29,18 +29,19 @@ inline bool prune_vector(typename V::Key* p, uint64_t stride, const Groups& g, t
             rank[j] = V::add_where(rank[j], later_first, minus_one);
         }
     }
-    bool changed = false;
+    auto lost = V::set1(0);
 #pragma GCC unroll 8
     for (int j = 0; j < of; ++j) {
         const auto nonzero = V::gt(key[j], V::set1(0));
         const auto live = V::both(V::gt(rank[j], last), nonzero);
-        if (g.write && V::loses(live, bits[j])) {
-            V::store(p + j * stride, V::keep(live, bits[j]));
-            changed = true;
-        }
         seen.see(key[j], V::both(nonzero, part), V::both(live, part));
+        key[j] = V::keep(live, bits[j]);
+        lost = V::all_or(lost, V::sub(bits[j], key[j]));
     }
-    return changed;
+    if (!g.write || !V::any(lost)) return false;
+#pragma GCC unroll 8
+    for (int j = 0; j < of; ++j) V::store(p + j * stride, key[j]);
+    return true;
 }
 
 // n columns, at least one vector of them; the last vector reaches back over columns that are already done.
@@ -56,11 +57,12 @@ inline bool prune_run(typename V::Key* p, uint64_t stride, uint64_t n, const Gro
     return changed;
 }
 
-// Copies n elements a vector at a time, where there is room beyond them for the last vector.
-template <class V>
-inline void copy_over(const typename V::Key* from, typename V::Key* to, uint64_t n, uint64_t room) {
+// Copies n elements 16 bytes at a time, where there is room beyond them for the last 16.
+template <class Key>
+inline void copy_over(const Key* from, Key* to, uint64_t n, uint64_t room) {
+    constexpr uint64_t step = 16 / sizeof(Key);
     uint64_t c = 0;
-    for (; c < n && c + V::lanes <= room; c += V::lanes) V::store(to + c, V::load(from + c));
+    for (; c < n && c + step <= room; c += step) __builtin_memcpy(to + c, from + c, 16);
     for (; c < n; ++c) to[c] = from[c];
 }
 
@@ -73,14 +75,14 @@ inline void prune_packed(typename V::Key* p, uint64_t blocks, const Groups& g, t
     uint64_t at = 0;
     for (uint64_t b = 0; b < blocks; ++b) {
         for (uint64_t j = 0; j < g.of; ++j, at += g.inner) {
-            copy_over<V>(p + at, scratch + j * stride + b * g.inner, g.inner, end - at);
+            copy_over(p + at, scratch + j * stride + b * g.inner, g.inner, end - at);
         }
     }
     if (!prune_run<V, OF>(scratch, stride, blocks * g.inner, g, seen)) return;
     at = 0;
     for (uint64_t b = 0; b < blocks; ++b) {
         for (uint64_t j = 0; j < g.of; ++j, at += g.inner) {
-            copy_over<V>(scratch + j * stride + b * g.inner, p + at, g.inner, end - at);
+            copy_over(scratch + j * stride + b * g.inner, p + at, g.inner, end - at);
         }
     }
 }
@@ -89,7 +91,8 @@ template <class V, int OF>
 void prune_columns(typename V::Key* p, const Groups& g, uint64_t first, uint64_t last, Tally* tally) {
     using Key = typename V::Key;
     alignas(64) Key scratch[scratch_bytes / sizeof(Key)];
-    const uint64_t stride = scratch_bytes / sizeof(Key) / g.of;
+    // Rows an odd number of cache lines apart: at even ones stores would seem to alias later loads.
+    const uint64_t lines = scratch_bytes / 64 / g.of, stride = (lines - 1 + lines % 2) * (64 / sizeof(Key));
     const bool short_rows = g.inner < 4 * V::lanes && g.inner % V::lanes && g.inner + V::lanes <= stride;
     const uint64_t most = short_rows ? (stride - V::lanes) / g.inner : 0;
     VectorTally<V> seen;

@@ -10,8 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from examples.first_cut.job import run
-from examples.first_cut.page import print_summary, render
+from examples.first_cut.page import render
 from examples.first_cut.settings import FULL, QUICK
+from examples.first_cut.tables import print_summary
 from examples.first_cut.terminal import Stages
 
 

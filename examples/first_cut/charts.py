@@ -12,7 +12,7 @@ from examples.first_cut.settings import METHODS, REFERENCE
 from examples.first_cut.stats import Interval
 from examples.first_cut.summary import Layer, Network, Point
 from examples.first_cut.svg import WIDTH, Axis, Mark, Series, line_chart, nice_axis, picture, sparsity_axis
-from examples.first_cut.words import NAMES, percent, points, share, signed
+from examples.first_cut.words import NAMES, percent, points, share, signed, span
 
 SHARE = Axis("", 0.0, 1.0, [(t / 5, f"{20 * t}%") for t in range(6)])
 MATRICES = {
@@ -118,13 +118,11 @@ def score_chart(encoder: dict[str, Any], test: str, title: str) -> str:
     dense = encoder["dense"][test]
     series, low, high = [], dense["low"], dense["high"]
     for method in ("global", "uniform"):
-        tip = f"dense: {dense['score']:.3f} ({dense['low']:.3f} to {dense['high']:.3f})"
-        marks = [Mark(0.0, dense["score"], dense["low"], dense["high"], tip)]
+        marks = [Mark(0.0, dense["score"], dense["low"], dense["high"], f"dense: {span(dense)}")]
         for r in encoder["runs"]:
             if r["method"] == method:
                 s = r["scores"][test]
-                span = f"({s['low']:.3f} to {s['high']:.3f})"
-                tip = f"{method}, {share(r['asked'], 0)} pruned: {s['score']:.3f} {span}"
+                tip = f"{method}, {share(r['asked'], 0)} pruned: {span(s)}"
                 marks.append(Mark(r["asked"], s["score"], s["low"], s["high"], tip))
         series.append(Series(NAMES[method], method, marks))
         low, high = min(low, *(m.low for m in marks)), max(high, *(m.high for m in marks))

@@ -9,7 +9,7 @@ from typing import Any
 from examples.first_cut.settings import METHODS, REFERENCE
 from examples.first_cut.stats import Interval
 from examples.first_cut.summary import Network, Point
-from examples.first_cut.words import NAMES, join, percent, points, share, signed
+from examples.first_cut.words import NAMES, TESTS, join, percent, points, share, signed
 
 CLOSE = 0.01
 """A network within one point of its dense accuracy counts as close to it."""
@@ -22,17 +22,28 @@ def excludes_zero(value: Interval) -> bool:
 
 def network_findings(network: Network) -> list[str]:
     """What the sweep of one network shows, a sentence a question."""
-    said = [_ranking(network), _expectation(network), _close(network), _emptied(network)]
+    said = [_ranking(network), _against_global(network), _expectation(network)]
+    said += [_close(network), _emptied(network)]
     if network.batchnorm:
         said += [_recalibration(network), _flops(network)]
     return said
 
 
 def _ranking(network: Network) -> str:
-    last = {m: points[-1] for m, points in network.points.items()}
+    last = {m: row[-1] for m, row in network.points.items()}
     order = sorted(METHODS, key=lambda m: -last[m].final.mean)
     scores = ", ".join(f"{NAMES[m]} {percent(last[m].final)}" for m in order)
     return f"At {share(last[order[0]].sparsity, 0)}, best first: {scores} (dense {percent(network.dense)})."
+
+
+def _against_global(network: Network) -> str:
+    last = {m: row[-1] for m, row in network.points.items() if m not in (REFERENCE, "random")}
+    differences = ", ".join(f"{NAMES[m]} {points(p.minus_global)}" for m, p in last.items())
+    sure = [NAMES[m] for m, p in last.items() if excludes_zero(p.minus_global)]
+    return (
+        f"Against global there, on the same trained weights, in points: {differences}. "
+        f"The interval leaves out zero for {join(sure) or 'none of them'}."
+    )
 
 
 def _expectation(network: Network) -> str:
@@ -47,9 +58,8 @@ def _expectation(network: Network) -> str:
     surely = _list(sure) if sure else "no sparsity"
     return (
         f"Papers lead one to expect global above uniform at high sparsity. Measured: global is ahead on "
-        f"average at {len(ahead)} of {len(uniform)} sparsities; at {share(far.sparsity, 0)} uniform minus "
-        f"global is {points(far.minus_global)} points, {verdict}. "
-        f"The paired interval excludes zero at {surely}."
+        f"average at {len(ahead)} of {len(uniform)} sparsities; at {share(far.sparsity, 0)} it goes "
+        f"{verdict}. The paired interval leaves out zero at {surely}."
     )
 
 
@@ -99,7 +109,7 @@ def _recalibration(network: Network) -> str:
 
 
 def _flops(network: Network) -> str:
-    last = {m: points_[-1] for m, points_ in network.points.items() if m != "random"}
+    last = {m: row[-1] for m, row in network.points.items() if m != "random"}
     order = sorted(last, key=lambda m: last[m].flops.mean)
     listed = ", ".join(f"{NAMES[m]} {share(last[m].flops.mean)}" for m in order)
     return (
@@ -111,7 +121,7 @@ def _flops(network: Network) -> str:
 def encoder_findings(encoder: dict[str, Any]) -> list[str]:
     """What the encoder's two scores show."""
     said = []
-    for test, title in (("wordsim", "WordSim-353"), ("lee50", "Lee50")):
+    for test, title in TESTS.items():
         rows = [r for r in encoder["runs"] if r["method"] == "uniform"]
         parts = []
         for r in rows:

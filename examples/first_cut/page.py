@@ -1,25 +1,21 @@
-"""Results as one self-contained HTML page, and as a table in the terminal."""
+"""Results as one self-contained HTML page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from rich.console import Console
-from rich.table import Table
 
 from examples.first_cut import charts
 from examples.first_cut.answer import MARGIN, Early, follows, headline, sentence
 from examples.first_cut.job import Results
-from examples.first_cut.settings import METHODS
+from examples.first_cut.settings import METHODS, REFERENCE
 from examples.first_cut.stats import student_quantile
 from examples.first_cut.summary import Network, Point
-from examples.first_cut.words import NAMES, percent, points, share, signed
-
-TESTS = {"wordsim": "WordSim-353 (Spearman)", "lee50": "Lee50 (Pearson)"}
+from examples.first_cut.words import NAMES, TESTS, percent, points, share, signed, span
 
 
 def figure(svg: str, caption: str) -> dict[str, Any]:
@@ -47,37 +43,29 @@ def figures(network: Network) -> list[dict[str, Any]]:
 
 
 def tables(network: Network) -> list[dict[str, Any]]:
-    """All numbers of one network: a table a quantity, a row a sparsity, a column a method."""
-    shown: list[tuple[str, Callable[[Point], str]]] = [
-        ("Test accuracy right after pruning", lambda p: percent(p.before))
-    ]
+    """All numbers of one network: a table a quantity."""
+    others = [m for m in METHODS if m != REFERENCE]
+    out = [_table(network, "Test accuracy right after pruning", METHODS, lambda p: percent(p.before))]
     if network.batchnorm:
-        shown.append(("Test accuracy after BatchNorm recalibration", lambda p: percent(p.final)))
-    shown.append(("Accuracy minus global on the same weights, in points", lambda p: points(p.minus_global)))
-    shown.append(("Effective FLOPs left, of the dense network's", lambda p: percent(p.flops)))
-    rows = range(len(network.points[METHODS[0]]))
-    return [
-        {
-            "title": title,
-            "head": ["pruned", *(NAMES[m] for m in METHODS)],
-            "rows": [
-                [
-                    share(network.points[METHODS[0]][i].sparsity, 0),
-                    *(show(network.points[m][i]) for m in METHODS),
-                ]
-                for i in rows
-            ],
-        }
-        for title, show in shown
+        title = "Test accuracy after BatchNorm recalibration"
+        out.append(_table(network, title, METHODS, lambda p: percent(p.final)))
+    title = "Accuracy minus global on the same weights, in points"
+    out.append(_table(network, title, others, lambda p: points(p.minus_global)))
+    out.append(_table(network, "FLOPs left, of the dense network's", METHODS, lambda p: percent(p.flops)))
+    return out
+
+
+def _table(network: Network, title: str, methods: Sequence[str], show: Callable[[Point], str]) -> dict[str, Any]:
+    """A row a sparsity, a column a method."""
+    rows = [
+        [share(row[0].sparsity, 0), *(show(p) for p in row)]
+        for row in zip(*(network.points[m] for m in methods), strict=True)
     ]
+    return {"title": title, "head": ["pruned", *(NAMES[m] for m in methods)], "rows": rows}
 
 
 def encoder_table(encoder: dict[str, Any]) -> dict[str, Any]:
     """All numbers of the encoder."""
-
-    def span(s: dict[str, float]) -> str:
-        return f"{s['score']:.3f} ({s['low']:.3f} to {s['high']:.3f})"
-
     rows = [[share(0.0, 0), "dense", *(span(encoder["dense"][t]) for t in TESTS), share(1.0), share(0.0)]]
     for r in encoder["runs"]:
         scores = [span(r["scores"][t]) for t in TESTS]
@@ -137,25 +125,3 @@ def render(results: Results, seconds: dict[str, float]) -> str:
         grid=Markup(charts.encoder_grid(deepest["layers"])),
         grid_sparsity=share(last, 0),
     )
-
-
-def print_summary(results: Results, console: Console) -> None:
-    """The numbers people ask for first, as tables in the terminal."""
-    for network in results.networks:
-        dense = percent(network.dense)
-        table = Table(title=f"{network.title}: test accuracy, dense {dense}", title_justify="left")
-        table.add_column("pruned", justify="right")
-        for method in METHODS:
-            table.add_column(NAMES[method], justify="right")
-        for row in zip(*(network.points[m] for m in METHODS), strict=True):
-            table.add_row(share(row[0].sparsity, 0), *(percent(p.final) for p in row))
-        console.print(table)
-    encoder = encoder_table(results.measured["encoder"])
-    table = Table(*encoder["head"], title=results.measured["encoder"]["title"], title_justify="left")
-    for row in encoder["rows"]:
-        table.add_row(*row)
-    console.print(table)
-    for line in ("Does global prune the early layers less?", headline(results.answers)):
-        console.print(line, highlight=False, soft_wrap=True)
-    for answer in results.answers:
-        console.print(f"  {sentence(answer)}", highlight=False, soft_wrap=True)

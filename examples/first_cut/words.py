@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from examples.first_cut.stats import Interval
 
@@ -10,6 +10,9 @@ NAMES = {"global": "global", "lamp": "LAMP", "erk": "ERK", "uniform": "uniform",
 """What people call the methods."""
 
 MINUS = "\u2212"
+TESTS = {"wordsim": "WordSim-353 (Spearman)", "lee50": "Lee50 (Pearson)"}
+"""What the encoder is scored by, and by which correlation."""
+
 PLUS_MINUS = "\u00a0±\u00a0"
 
 
@@ -50,6 +53,15 @@ def points(value: Interval) -> str:
     """
     half = "" if value.half is None else f"{PLUS_MINUS}{100 * value.half:.1f}"
     return f"{signed(100 * value.mean, 1)}{half}"
+
+
+def span(score: Mapping[str, float]) -> str:
+    """A correlation with its interval.
+
+    >>> span({"score": 0.7289, "low": 0.6721, "high": 0.7765})
+    '0.729 (0.672 to 0.777)'
+    """
+    return f"{score['score']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
 
 
 def join(words: Sequence[str]) -> str:

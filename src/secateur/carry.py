@@ -21,7 +21,7 @@ from secateur.core.plan import Plan, pack, row_of
 from secateur.core.select import Cut, identity
 from secateur.core.types import Part, Spec
 from secateur.core.write import count_row, write_row
-from secateur.errors import BadInput, OutputExists, PlanMismatch, SecateurError, SecateurWarning
+from secateur.errors import BadInput, BadTensor, OutputExists, PlanMismatch, SecateurError, SecateurWarning
 from secateur.evaluate.norms import firing_norms
 from secateur.report.report import Report, ReportRow
 from secateur.stores.base import Store, choose, matches
@@ -61,6 +61,7 @@ def make_plan(store: Store, request: Request, include: Globs, ignore: Globs, *, 
     specs = choose(store.specs(), include, ignore)
     store.check(specs)
     made = make(specs, store.parts, request, matches, store.sum)
+    check_followers(made, store)
     for text in made.warnings:
         warnings.warn(text, SecateurWarning, stacklevel=stacklevel)
     return made
@@ -156,8 +157,10 @@ def plan_of_masks(masks: Mapping[str, Tensor], store: Store) -> Plan:
             raise PlanMismatch(
                 f"there is a mask for {name!r}, but the target has no such tensor; it has {_some(by_name)}."
             )
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != spec.shape:
-            got = f"{tuple(mask.shape)}, {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != spec.shape or mask.is_meta:
+            got = (
+                f"{tuple(mask.shape)}, {mask.dtype}, {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
+            )
             raise PlanMismatch(f"the mask of {spec} must be a bool tensor of its shape, True = keep; got {got}.")
         if spec.name in packed:
             raise PlanMismatch(f"{name!r} is another name of {spec.name!r}, which has a mask already.")
@@ -171,6 +174,32 @@ def plan_of_masks(masks: Mapping[str, Tensor], store: Store) -> Plan:
         more = {"zeros": taken.zeros, "prune": taken.pruned, "threshold": taken.threshold} if taken else {}
         rows.append(row_of(s, **more))
     return replace(empty, rows=tuple(rows))
+
+
+def check_followers(made: Plan, store: Store) -> None:
+    """Refuses tensors that should go with another's units (a bias with its channels) and cannot be written as they are.
+
+    Raises:
+        PlanMismatch: there is no such tensor, or it does not have one element for each unit.
+        BadTensor: it cannot be pruned, or goes with two layers.
+    """
+    specs = {n: s for s in store.specs() for n in (s.name, *s.aliases)}
+    leaders: dict[str, str] = {}
+    for row in made.chosen:
+        for member in row.followers:
+            spec = specs.get(member.name)
+            units = row.numel // made.pattern.grid(row.spec).unit_size if isinstance(made.pattern, Channel) else 0
+            if spec is None or spec.numel != units:
+                raise PlanMismatch(
+                    f"{member.name!r}, the bias of {row.name!r}, should have {units} elements; found {spec}."
+                )
+            if spec.name in leaders:
+                raise BadTensor(
+                    f"the bias {spec} belongs to two layers, {leaders[spec.name]!r} and {row.name!r}, whose pruned channels "
+                    "differ: leave one of them out with ignore=, or give each its own bias."
+                )
+            leaders[spec.name] = row.name
+    store.check([replace(specs[n], skip=None) for n in leaders])
 
 
 def refuse_other(made: Plan, store: Store) -> None:
@@ -189,6 +218,7 @@ def refuse_other(made: Plan, store: Store) -> None:
         if spec.shape != row.shape or spec.dtype != row.spec.dtype:
             raise PlanMismatch(f"the plan was made for {row.spec}, but the target has {spec}: make a new plan.")
     store.check([replace(specs[r.name], skip=None) for r in made.chosen])
+    check_followers(made, store)
     for row in made.chosen:
         taken = count_row(made, row, store.parts, store.sum)
         if taken.pruned != row.prune:

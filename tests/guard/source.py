@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SRC = ROOT / "src"
-UNTRACKED = {".git", ".venv", "build", "dist", "runs", "__pycache__"}
+UNTRACKED = {"build", "dist", "runs", "__pycache__"}
 
 
 def tracked() -> list[Path]:
@@ -22,8 +22,12 @@ def tracked() -> list[Path]:
     if git.returncode == 0:
         paths = [ROOT / line for line in git.stdout.splitlines()]
     else:
-        paths = [p for p in ROOT.rglob("*") if not UNTRACKED & set(p.relative_to(ROOT).parts)]
+        paths = [p for p in ROOT.rglob("*") if not any(_leftover(s) for s in p.relative_to(ROOT).parts)]
     return [p for p in paths if p.is_file()]
+
+
+def _leftover(step: str) -> bool:
+    return step in UNTRACKED or (step.startswith(".") and step not in (".ci", ".gitignore"))
 
 
 def text(path: Path) -> str:

@@ -119,18 +119,23 @@ def test_torch_prune_whose_hook_never_runs() -> None:
 
 
 PARAMETRIZED = [
-    (parametrizations.weight_norm, 0),
-    (parametrizations.spectral_norm, 2 * 36),
-    (parametrizations.orthogonal, 2 * 216),
+    (parametrizations.weight_norm, 0, 0.5),
+    (parametrizations.spectral_norm, 2 * 36, 0.5),
+    (parametrizations.orthogonal, 2 * 216, 1.0),  # a product that fills the zeros in
 ]
 
 
-@pytest.mark.parametrize(("make", "making"), PARAMETRIZED, ids=lambda v: getattr(v, "__name__", ""))
-def test_parametrised(make: Callable[[nn.Module], nn.Module], making: int) -> None:
-    """The weight is recognised in what is computed from it, and the products that compute it count as
-    well."""
-    flops = count_flops(nn.Sequential(make(nn.Linear(6, 6))), torch.randn(1000, 6))
+@pytest.mark.parametrize(("make", "making", "density"), PARAMETRIZED, ids=lambda v: getattr(v, "__name__", ""))
+def test_parametrised(make: Callable[[nn.Module], nn.Module], making: int, density: float) -> None:
+    """The weight is recognised in what is computed from it, and products that compute it count as well."""
+    layer = make(nn.Linear(6, 6))
+    with torch.no_grad():
+        for p in layer.parameters():
+            if p.shape == (6, 6):
+                p[:, :3] = 0
+    flops = count_flops(nn.Sequential(layer), torch.randn(1000, 6))
     assert flops.by_module == {"0": 2 * 1000 * 36 + making}
+    assert abs(flops.effective - density * 2 * 1000 * 36) <= making
 
 
 def test_masked_in_forward() -> None:
@@ -185,14 +190,14 @@ def test_learned_queries() -> None:
     class Queries(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.latents = nn.Parameter(torch.randn(2, 4))
+            self.latents = nn.Embedding(2, 4)
             self.query, self.key = nn.Linear(4, 4), nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.query(self.latents) @ self.key(x).t()
+            return self.query(self.latents.weight) @ self.key(x).t()
 
     model = Queries()
-    zero_half(model.latents)
+    zero_half(model.latents.weight)
     assert count_flops(model, torch.randn(3, 4)) == Flops(208, {"": 48, "query": 64, "key": 96}, 208)
 
 

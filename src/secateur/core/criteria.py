@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -134,6 +134,14 @@ def is_named(criterion: Criterion) -> bool:
     return criterion is magnitude or isinstance(criterion, RandomCriterion)
 
 
+def _parameters(criterion: Criterion) -> Mapping[str, inspect.Parameter]:
+    """The criterion's parameters; of a builtin, which tells none, the weight alone."""
+    try:
+        return inspect.signature(criterion).parameters
+    except ValueError:
+        return {"weight": inspect.Parameter("weight", inspect.Parameter.POSITIONAL_ONLY)}
+
+
 def check_signature(criterion: Criterion) -> None:
     """Refuses a criterion that asks for something nobody provides.
 
@@ -142,7 +150,7 @@ def check_signature(criterion: Criterion) -> None:
     """
     if not callable(criterion):
         raise BadInput(f"criterion must be a name or a function (weight, *, name, index) -> score, got {criterion!r}.")
-    params = list(inspect.signature(criterion).parameters.values())
+    params = list(_parameters(criterion).values())
     if not params:
         raise BadInput(f"criterion {describe(criterion)} takes no arguments; it must take the weight.")
     for p in params[1:]:
@@ -160,7 +168,7 @@ def scores(criterion: Criterion, part: Part) -> Tensor:
     Raises:
         BadTensor: the result is not a tensor of the weight's shape.
     """
-    accepted = inspect.signature(criterion).parameters
+    accepted = _parameters(criterion)
     extra: dict[str, Any] = {}
     if "name" in accepted:
         extra["name"] = part.spec.name

@@ -122,7 +122,8 @@ def keyed_scores(spec: Spec, pieces: Callable[[], Iterator[tuple[Part, Tensor]]]
 
     def chunks() -> Iterator[tuple[Tensor, Part]]:
         for part, scores in pieces():
-            yield order_key(scores, str(spec)).masked_fill_(dead(part, nonfinite), LOWEST), part
+            gone = dead(part, nonfinite)  # whatever their score
+            yield order_key(scores.masked_fill(gone, 0), str(spec)).masked_fill_(gone, LOWEST), part
 
     return Keyed(spec, chunks)
 

@@ -101,10 +101,9 @@ class NM:
 
 @dataclass(frozen=True)
 class Member:
-    """One tensor's slices in a family of units: slice ``i`` along the flattened ``dims`` belongs to unit ``i``."""
+    """A tensor that goes with another's units: its element ``i``, flat, belongs to unit ``i``."""
 
     name: str
-    dims: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -245,7 +244,7 @@ class Channel:
         assert dim is not None
         edges = {d: 1 if d == dim or d in spec.batch_dims else 0 for d in range(len(spec.shape))}
         bias = spec.bias if self.side == "out" else None
-        return _grid(spec, edges, (Member(bias, (0,)),) if bias else ())
+        return _grid(spec, edges, (Member(bias),) if bias else ())
 
     def __str__(self) -> str:
         return "channel" if self.side == "out" else "channel:in"

@@ -39,7 +39,7 @@ class Row:
         prune: weights that will be zero: ``max(asked, zeros)``, or for blocks and channels the units that fit.
         threshold: the smallest ``|w|`` that survives, or ``None`` if nothing does.
         cut: below what to prune, in the keys of the tensor's dtype.
-        followers: tensors whose slices go with this one's units (a bias), with their dims.
+        followers: tensors whose slices go with this one's units (a bias).
         skip: why the tensor is left alone, or ``None``.
     """
 
@@ -181,7 +181,7 @@ class Plan:
 def _row(d: dict[str, Any]) -> Row:
     d = {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
     d["cut"] = Cut(**d["cut"]) if d["cut"] else None
-    d["followers"] = tuple(Member(m["name"], tuple(m["dims"])) for m in d["followers"])
+    d["followers"] = tuple(Member(m["name"]) for m in d["followers"])
     return Row(**d)
 
 

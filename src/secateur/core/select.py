@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,14 +69,14 @@ def _digit_counts(keyed: Keyed, shift: int, width: int, prefix: int | None, spac
     fast = keyed.histogram(shift, width, prefix) if keyed.histogram else None
     if fast is not None:
         return fast
-    bins = torch.zeros(1 << width, dtype=torch.int64)
+    bins = np.zeros(1 << width, np.int64)  # numpy: waking torch's threads for so little costs more than it saves
     for keys, _ in keyed.chunks():
         if prefix is None:
             digit = (keys >> shift) - (space.lowest >> shift)
         else:
             digit = (keys[(keys >> (shift + width)) == prefix] >> shift) & ((1 << width) - 1)
-        bins += torch.bincount(digit, minlength=1 << width).cpu()
-    return bins
+        bins += np.bincount(digit.cpu().numpy(), minlength=1 << width)
+    return torch.from_numpy(bins)
 
 
 def kth_key(tensors: Sequence[Keyed], count: int, space: Space, reduce: Reduce) -> int:
@@ -83,11 +84,11 @@ def kth_key(tensors: Sequence[Keyed], count: int, space: Space, reduce: Reduce) 
     prefix: int | None = None
     remaining = count
     for shift, width in space.digits():
-        bins = torch.zeros(1 << width, dtype=torch.int64)
+        bins = np.zeros(1 << width, np.int64)
         for t in tensors:
-            bins += _digit_counts(t, shift, width, prefix, space)
-        below = reduce(bins).cumsum(0)
-        digit = int(torch.searchsorted(below, remaining))
+            bins += _digit_counts(t, shift, width, prefix, space).numpy()
+        below = reduce(torch.from_numpy(bins)).numpy().cumsum()
+        digit = int(np.searchsorted(below, remaining))
         remaining -= int(below[digit - 1]) if digit else 0
         prefix = digit + (space.lowest >> shift) if prefix is None else (prefix << width) | digit
     assert prefix is not None

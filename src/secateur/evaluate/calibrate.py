@@ -93,9 +93,7 @@ def recalibrate_batchnorm(
                     "small."
                 ) from error
         if not used:
-            raise BadInput(
-                "the loader is empty: there is nothing to measure the statistics on. Was it used up before?"
-            )
+            raise BadInput("the loader is empty: there is nothing to measure the statistics on. Was it used up before?")
         _refuse_nonfinite(norms)
     return used
 
@@ -115,13 +113,10 @@ def _check(model: nn.Module, norms: Mapping[str, _BatchNorm], loader: object, ba
             raise BadInput(f"{name!r} is lazy and has no statistics yet: run the model once first.")
     if isinstance(loader, Tensor | Mapping):
         raise BadInput(
-            f"loader is a {type(loader).__name__}: iterating it does not give batches. For a single batch "
-            "pass [batch]."
+            f"loader is a {type(loader).__name__}: iterating it does not give batches. For a single batch pass [batch]."
         )
     if batches is not None and (isinstance(batches, bool) or not isinstance(batches, int) or batches < 1):
-        raise BadInput(
-            f"batches={batches!r}: give a whole number of at least 1, or None for all the loader has."
-        )
+        raise BadInput(f"batches={batches!r}: give a whole number of at least 1, or None for all the loader has.")
 
 
 @contextmanager
@@ -190,6 +185,5 @@ def _forward(model: nn.Module, batch: Any) -> object:
     if isinstance(batch, Mapping):
         return model(**batch)
     raise BadInput(
-        f"a batch is a {type(batch).__name__}: give forward=, a function of model and batch that runs one on "
-        "the other."
+        f"a batch is a {type(batch).__name__}: give forward=, a function of model and batch that runs one on the other."
     )

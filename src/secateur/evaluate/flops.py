@@ -170,13 +170,9 @@ def _call_with(example_input: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _refuse_valueless(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
-            raise BadInput(
-                f"{name!r} belongs to a lazy module and has no shape yet: run the model once first."
-            )
+            raise BadInput(f"{name!r} belongs to a lazy module and has no shape yet: run the model once first.")
         if tensor.is_meta:
-            raise BadInput(
-                f"{name!r} is on the meta device: zeros can only be counted in weights that have values."
-            )
+            raise BadInput(f"{name!r} is on the meta device: zeros can only be counted in weights that have values.")
 
 
 @contextmanager

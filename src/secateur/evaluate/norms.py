@@ -56,10 +56,11 @@ def _fires(name: str, norm: nn.Module, layer: str, gone: Tensor) -> list[str]:
     if isinstance(norm, _BatchNorm):
         if norm.running_mean is None or norm.num_features != gone.numel():
             return []
-        scale = norm.weight if norm.weight is not None else torch.ones_like(norm.running_mean)
-        shift = norm.bias if norm.bias is not None else torch.zeros_like(norm.running_mean)
         assert norm.running_var is not None
-        after = shift - norm.running_mean * scale / torch.sqrt(norm.running_var + norm.eps)
+        mean, variance = norm.running_mean.double(), norm.running_var.double()
+        scale = norm.weight.double() if norm.weight is not None else torch.ones_like(mean)
+        shift = norm.bias.double() if norm.bias is not None else torch.zeros_like(mean)
+        after = shift - mean * scale / torch.sqrt(variance + norm.eps)
         loud = (after != 0) & gone.to(after.device)
         if not bool(loud.any()):
             return []

@@ -72,9 +72,7 @@ def _recurrent(x: Tensor, weight: Sequence[Tensor], *rest: Any, **kwargs: Any) -
     return [(2 * _rows(x) * w.numel(), w) for w in weight if w.dim() > 1]
 
 
-def _recurrent_mps(
-    x: Tensor, hx: Sequence[Tensor], weight: Sequence[Tensor], *rest: Any, **kwargs: Any
-) -> Pieces:
+def _recurrent_mps(x: Tensor, hx: Sequence[Tensor], weight: Sequence[Tensor], *rest: Any, **kwargs: Any) -> Pieces:
     return _recurrent(x, weight)
 
 

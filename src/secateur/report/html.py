@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from .report import Report
-from .tables import MOST_ROWS, asked_line, skipped_line, summary
+from .tables import MOST_ROWS, asked_line, printable, skipped_line, summary
 
 _CELL = "padding:.15em .7em;text-align:right;white-space:nowrap"
 _BAR = "display:inline-block;height:.65em;background:currentColor;opacity:.55;vertical-align:baseline"
@@ -18,7 +18,7 @@ def as_html(report: Report) -> str:
         for h in ("tensor", "shape", "role", "zero", "of", "sparsity", "", "smallest |w| left")
     )
     rows = "".join(
-        f'<tr><td style="{_CELL};text-align:left"><code>{escape(r.name)}</code></td>'
+        f'<tr><td style="{_CELL};text-align:left"><code>{escape(printable(r.name))}</code></td>'
         f'<td style="{_CELL}">{escape(" × ".join(map(str, r.shape)))}</td>'
         f'<td style="{_CELL};text-align:left">{escape(r.role)}</td>'
         f'<td style="{_CELL}">{r.zeros or 0:,}</td><td style="{_CELL}">{r.numel:,}</td>'

@@ -90,19 +90,19 @@ class Report:
         return self.zeros / self.total if self.total else 0.0
 
     @property
-    def parameters(self) -> int:
+    def model_total(self) -> int:
         """Number of all parameters, tied ones counted once."""
         return sum(r.numel for r in self.rows if r.zeros is not None)
 
     @property
-    def parameter_zeros(self) -> int:
+    def model_zeros(self) -> int:
         """Number of all parameters that are zero."""
         return sum(r.zeros or 0 for r in self.rows)
 
     @property
     def model_sparsity(self) -> float:
         """Fraction of all parameters that is zero, biases, norms and embeddings included."""
-        return self.parameter_zeros / self.parameters if self.parameters else 0.0
+        return self.model_zeros / self.model_total if self.model_total else 0.0
 
     @property
     def compression_ratio(self) -> float:
@@ -110,8 +110,8 @@ class Report:
 
         A count of weights, not of bytes: a dense file with zeros in it is as large as before.
         """
-        live = self.parameters - self.parameter_zeros
-        return self.parameters / live if live else float("inf")
+        live = self.model_total - self.model_zeros
+        return self.model_total / live if live else float("inf")
 
     def __getitem__(self, name: str) -> ReportRow:
         for r in self.rows:
@@ -126,9 +126,9 @@ class Report:
         """The facts as JSON text."""
         facts = {
             "sparsity": self.sparsity, "zeros": self.zeros, "total": self.total,
-            "model_sparsity": self.model_sparsity, "parameter_zeros": self.parameter_zeros,
-            "parameters": self.parameters,
-            "compression_ratio": self.compression_ratio if self.parameters != self.parameter_zeros else None,
+            "model_sparsity": self.model_sparsity, "model_zeros": self.model_zeros,
+            "model_total": self.model_total,
+            "compression_ratio": self.compression_ratio if self.model_total != self.model_zeros else None,
             "asked": self.asked, "out": self.out, "warnings": list(self.warnings),
             "rows": [{**asdict(r), "sparsity": r.sparsity} for r in self.rows],
         }  # fmt: skip

@@ -30,7 +30,7 @@ def renderables(report: Report) -> Iterator[RenderableType]:
     if skipped := skipped_line([r.skip for r in report.rows if r.skip]):
         yield Text(skipped, style="dim")
     for text in report.warnings:
-        yield Text(f"warning: {text}", style="yellow")
+        yield Text(f"warning: {printable(text)}", style="yellow")
     if report.out:
         yield Text(f"written to {report.out}")
 
@@ -50,7 +50,7 @@ def plan_renderables(plan: Plan) -> Iterator[RenderableType]:
     if skipped := skipped_line([r.skip for r in plan.rows if r.skip]):
         yield Text(skipped, style="dim")
     for text in plan.warnings:
-        yield Text(f"warning: {text}", style="yellow")
+        yield Text(f"warning: {printable(text)}", style="yellow")
 
 
 def asked_line(asked: dict[str, Any]) -> str:
@@ -69,7 +69,7 @@ def summary(report: Report) -> str:
     """The totals of a report, in one line."""
     return (
         f"{report.zeros:,} of {report.total:,} chosen weights are zero ({report.sparsity:.4%}); "
-        f"{report.parameter_zeros:,} of all {report.parameters:,} parameters ({report.model_sparsity:.4%}), "
+        f"{report.model_zeros:,} of all {report.model_total:,} parameters ({report.model_sparsity:.4%}), "
         f"{report.compression_ratio:.3g}x fewer to store"
     )
 
@@ -84,6 +84,15 @@ def skipped_line(reasons: Sequence[str]) -> str:
     return "left alone: " + ", ".join(f"{reason} ({n})" for reason, n in counts.most_common()) if counts else ""
 
 
+def printable(text: str) -> str:
+    r"""Text with control characters escaped: names come from untrusted files and end up in a terminal.
+
+    >>> printable("a\x1b]0;b")
+    'a\\x1b]0;b'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _table(rows: Sequence[tuple[str, tuple[int, ...], str, int | None, int, float | None, int]], verb: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, justify in (("tensor", "left"), ("shape", "right"), ("role", "left"), (verb, "right"), ("of", "right"),
@@ -94,7 +103,7 @@ def _table(rows: Sequence[tuple[str, tuple[int, ...], str, int | None, int, floa
         left = "nothing" if threshold is None else f"{threshold:.4g}"
         note = f" ({bad} NaN or Inf)" if bad else ""
         table.add_row(
-            Text(name + note), "x".join(map(str, shape)) or "scalar", role, "n/a" if zeros is None else f"{zeros:,}",
+            Text(printable(name) + note), "x".join(map(str, shape)) or "scalar", role, "n/a" if zeros is None else f"{zeros:,}",
             f"{numel:,}", share, left,
         )  # fmt: skip
     if len(rows) > MOST_ROWS:

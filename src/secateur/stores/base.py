@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from secateur.core.types import Align, Part, Spec
-from secateur.errors import NothingChosen
+from secateur.errors import BadInput, NothingChosen
 
 
 @runtime_checkable
@@ -56,7 +56,10 @@ def globs(patterns: str | Sequence[str] | None) -> list[str]:
     """A filter as a list: ``None``, one glob, or several."""
     if patterns is None:
         return []
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+    listed = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(listed, Sequence) or not all(isinstance(p, str) for p in listed):
+        raise BadInput(f"include and ignore take a glob or a list of globs over names; got {patterns!r}.")
+    return list(listed)
 
 
 def matches(spec: Spec, pattern: str) -> bool:

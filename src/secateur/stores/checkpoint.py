@@ -22,11 +22,8 @@ from secateur.errors import BadInput, BadTensor, NothingChosen, SecateurError
 
 from . import checks
 from .memory import MemoryStore
-from .safetensors_file import SUFFIX, Stored, read_folder, read_header
+from .safetensors_file import SUFFIX, Stored, carry_over, read_folder, read_header
 from .staging import staged
-
-OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".ot")
-"""Other formats of the same weights: unpruned, so they are not carried over."""
 
 
 class CheckpointStore:
@@ -102,7 +99,7 @@ class CheckpointStore:
         """Writes a tensor's bytes into the staged result."""
         assert self._stage is not None, "a checkpoint is written inside staged()"
         stored = self._stored[self._raw[part.spec.name]]
-        raw = part.tensor.contiguous().view(torch.uint8).numpy().reshape(-1)
+        raw = part.tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
         with self._file(stored).open("r+b") as f:
             f.seek(stored.start)
             f.write(raw.data)
@@ -122,9 +119,11 @@ class CheckpointStore:
             OutputExists, BadInput: see `secateur.stores.staging.staged`; or ``out`` is the source or lies inside it.
         """
         target = Path(out)
-        inside = [target.resolve(), *target.resolve().parents]
-        if self.path.resolve() in inside:
-            raise BadInput(f"out={str(target)!r} is the source or lies inside it; the source is never written.")
+        source, result = self.path.resolve(), target.resolve()
+        if source == result or source in result.parents or result in source.parents:
+            raise BadInput(
+                f"out={str(target)!r} is the source, or one lies inside the other; the source is never written."
+            )
         if not self.path.is_dir() and (target.suffix != SUFFIX or target.is_dir()):
             raise BadInput(f"the source is a file, so out must be the name of a {SUFFIX} file; got {str(target)!r}.")
         files = sorted({self._folder / s.file for s in self._stored.values()})
@@ -147,15 +146,7 @@ class CheckpointStore:
         if not self.path.is_dir():
             shutil.copyfile(self.path, stage)
             return
-        shards = {s.file for s in self._stored.values()}
-
-        def unwanted(folder: str, names: list[str]) -> set[str]:
-            return {
-                n for n in names
-                if n.startswith(".") or n.endswith(OTHER_WEIGHTS) or (n.endswith(SUFFIX) and n not in shards)
-            }  # fmt: skip
-
-        shutil.copytree(self.path, stage, ignore=unwanted, copy_function=shutil.copyfile)
+        carry_over(self.path, stage, {s.file for s in self._stored.values()})
 
     def _verify(self) -> None:
         """Reads back what was written, and compares headers and sizes with the source."""

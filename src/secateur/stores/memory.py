@@ -59,6 +59,9 @@ class MemoryStore:
         self._single = isinstance(target, Tensor)
         stored, buffers, owners = _collect(target)
         self._entries = _entries(stored, buffers, owners, roles, self._single)
+        if isinstance(target, Mapping) and len(target) > 1 and list(target) == sorted(target):
+            # Alphabetical order, as safetensors' load_file gives, tells nothing of the order of layers.
+            self._entries = [e._replace(spec=replace(e.spec, order=None)) for e in self._entries]
         self._by_name = {e.spec.name: e for e in self._entries}
 
     def specs(self) -> list[Spec]:
@@ -201,9 +204,7 @@ def _entries(
     return sorted(out, key=lambda e: e.spec.name)
 
 
-def _entry(
-    spec: Spec, tensor: Tensor, sources: Sequence[Held], shapes: Mapping[str, tuple[int, ...]]
-) -> Entry:
+def _entry(spec: Spec, tensor: Tensor, sources: Sequence[Held], shapes: Mapping[str, tuple[int, ...]]) -> Entry:
     """An entry, with what computes it or scales it."""
     scale = next((s for s in (f"{spec.name}_scale", f"{spec.name}_scale_inv") if s in shapes), None)
     weights = [s for s in sources if s.role == "weight"]

@@ -197,9 +197,7 @@ def _is_norm(g: tuple[int, ...], v: tuple[int, ...]) -> bool:
     return matching and sum(s != 1 for s in g) <= 1
 
 
-def _parametrised(
-    shapes: Mapping[str, tuple[int, ...]], state: Literal["factor", "buffer"]
-) -> dict[str, Held]:
+def _parametrised(shapes: Mapping[str, tuple[int, ...]], state: Literal["factor", "buffer"]) -> dict[str, Held]:
     """``fc.parametrizations.weight.original*`` stand for ``fc.weight``; the largest has its place.
 
     What the parametrisation itself holds is a ``state``: of those in torch, buffers.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from os import PathLike
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from secateur.core.plan import Plan
-from secateur.errors import BadInput
+from secateur.errors import BadInput, OutputExists
 
 from .staging import readable_by_all, staged
 
@@ -35,6 +36,9 @@ def save_plan(plan: Plan, path: str | PathLike[str], *, overwrite: bool = False)
         >>> secateur.load_plan(path) == plan
         True
     """
+    for taken in [Path(path), *([_masks_of(path)] if plan.masks is not None else [])]:
+        if os.path.lexists(taken) and not overwrite:
+            raise OutputExists(f"{taken} is already there; choose another path, or say overwrite=True.")
     if plan.masks is not None:
         bits = {name: m.contiguous() for name, m in plan.masks.items()}
         with staged(_masks_of(path), overwrite, sum(b.numel() for b in bits.values())) as stage:
@@ -72,10 +76,14 @@ def load_plan(path: str | PathLike[str]) -> Plan:
         raise BadInput(f"there is no plan at {file}.")
     masks = None
     beside = _masks_of(path)
-    if beside.exists():
-        with safe_open(beside, framework="pt") as f:
-            masks = {name: f.get_tensor(name) for name in f.keys()}
-    plan = Plan.from_json(file.read_text("utf-8"), masks)
+    try:
+        if beside.exists():
+            with safe_open(beside, framework="pt") as f:
+                masks = {name: f.get_tensor(name) for name in f.keys()}
+        text = file.read_text("utf-8")
+    except (OSError, SafetensorError, UnicodeDecodeError) as e:
+        raise BadInput(f"the plan at {file} cannot be read: {e}") from e
+    plan = Plan.from_json(text, masks)
     if plan.masks is None:
         return plan
     for row in plan.chosen:

@@ -218,11 +218,14 @@ def assign(
     return out
 
 
-def _bias(
-    fit: Fit, path: str, leaf: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
-) -> str | None:
-    """The bias with one element for each output feature, if there is one."""
-    if fit.out_dim is None or fit.role == "recurrent" or not leaf.endswith("weight"):
+def _bias(fit: Fit, path: str, leaf: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The bias with one element for each output feature (of each expert), if there is one."""
+    if fit.out_dim is None or fit.role == "recurrent":
+        return None
+    if fit.batch_dims and not leaf.endswith("weight"):
+        name = join(path, f"{leaf}_bias")
+        return name if shapes.get(name) == (*(shape[d] for d in fit.batch_dims), shape[fit.out_dim]) else None
+    if not leaf.endswith("weight"):
         return None
     name = join(path, leaf.replace("weight", "bias"))
     size = shape[fit.out_dim] * (fit.groups if fit.role == "conv_transpose" else 1)
@@ -237,9 +240,7 @@ _BUFFERS = frozenset(
 )
 _BIAS = re.compile(r"(^|_)bias(es)?(_|$)")
 _NORM = re.compile(r"norm\d*$|(^|_)(ln|bn)(_[a-z0-9]+)?\d*$", re.IGNORECASE)
-_POSITION = re.compile(
-    r"(^|_)(r?pos|positions?|positional|wpe|pe|relative_attention_bias)(_|\d|$)|relative_position"
-)
+_POSITION = re.compile(r"(^|_)(r?pos|positions?|positional|wpe|pe|relative_attention_bias)(_|\d|$)|relative_position")
 _EXPERTS = re.compile(r"(^|\.)(\w*experts|moe|\w+_moe)(\.|$)")
 _STACKED = frozenset({"input_linear", "output_linear"})  # ParallelExperts of GraniteMoE and JetMoE
 _TRANSPOSED = re.compile(r"deconv|conv_?t(\d|r|_|$)|transp", re.IGNORECASE)

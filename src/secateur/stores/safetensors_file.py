@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -134,13 +136,56 @@ def _safe(folder: Path, name: str) -> Path:
         raise BadInput(
             f"{name!r} is not the name of a safetensors file in the folder; names in an index are not paths."
         )
-    path = folder / name
+    return _inside(folder, folder / name)
+
+
+def _inside(folder: Path, path: Path) -> Path:
+    """A regular file, or a link to one inside the folder or the hub cache that the folder belongs to."""
     if path.is_symlink():
-        target = path.resolve()
-        home = folder.resolve()
+        target, home = path.resolve(), folder.resolve()
         cache = home.parent.parent / "blobs"  # a hub cache: snapshots/<revision>/ links into blobs/
-        if target.parent not in (home, cache):
-            raise BadInput(f"{name!r} is a link to {target}, outside its folder; copy the file there.")
-    if path.exists() and not path.is_file():
-        raise BadInput(f"{name!r} is not a regular file.")
+        if home not in target.parents and cache not in target.parents:
+            raise BadInput(f"{path.name!r} is a link to {target}, outside its folder; copy the file there.")
+    if os.path.lexists(path) and not path.is_file():
+        raise BadInput(f"{path.name!r} is not a regular file; take it out of the folder.")
     return path
+
+
+OTHER_WEIGHTS = (
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".onnx",
+    ".onnx_data",
+    ".ot",
+    ".index.json",
+)
+OTHER_FOLDERS = ("onnx", "openvino")
+
+
+def carry_over(folder: Path, stage: Path, shards: set[str]) -> None:
+    """Copies a folder's files to a new folder: shards, their index, and what is not the same weights in another format.
+
+    Other formats of the weights lie beside the shards, or in folders of their own; they would stay unpruned, so they are
+    left out, and so are hidden files. All other sub-folders are carried whole. New files get the mode the umask asks for.
+    """
+    files = []
+    for path in sorted(folder.iterdir()):
+        ours = path.name in shards or path.name.endswith(INDEX_SUFFIX)
+        other = path.name.endswith((*OTHER_WEIGHTS, SUFFIX)) or path.name in OTHER_FOLDERS
+        if path.name.startswith(".") or (other and not ours):
+            continue
+        files += sorted(path.rglob("*")) if path.is_dir() and not path.is_symlink() else [path]
+    checked = [p if p.is_dir() and not p.is_symlink() else _inside(folder, p) for p in files]
+    stage.mkdir()
+    for path in checked:
+        copy = stage / path.relative_to(folder)
+        if path.is_dir():
+            copy.mkdir(parents=True, exist_ok=True)
+        else:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)

@@ -150,9 +150,7 @@ class Siblings:
         width = max(widths)
         return width == columns if rows != columns and width in (rows, columns) else None
 
-    def _first(
-        self, container: str, tokens: Iterable[str], suffix: str
-    ) -> tuple[str, tuple[int, ...] | None]:
+    def _first(self, container: str, tokens: Iterable[str], suffix: str) -> tuple[str, tuple[int, ...] | None]:
         for token in tokens:
             shape = self.shapes.get(join(container, token + suffix))
             if shape is not None and len(shape) == 3:

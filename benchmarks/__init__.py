@@ -1,0 +1,1 @@
+"""What the project claims in numbers, measured: speed, memory, scaling, import time, and the probes."""

@@ -1,0 +1,54 @@
+"""Runs the benchmarks: ``python -m benchmarks [NAME ...] [--full] [--docs]``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import import_time, memory, probes, scaling, speed
+from benchmarks.result import Result
+
+ALL = {m.__name__.rpartition(".")[2]: m for m in (import_time, probes, speed, memory, scaling)}
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints tables, and writes ``<name>.json`` and ``<name>.md`` into the output folder."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=main.__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(ALL)}; all if none is given")
+    parser.add_argument("--full", action="store_true", help="whole sizes: minutes, and up to 6 GB of memory")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder to write to (%(default)s)")
+    parser.add_argument("--docs", action="store_true", help="put the tables into docs/performance.md and docs/probes.md")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - set(ALL):
+        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")
+    console = Console(width=None if Console().is_terminal else 150)
+    for name in options.names or ALL:
+        result: Result = ALL[name].run(options.full)
+        result.show(console)
+        result.write(options.out)
+        if options.docs and name == "probes":
+            probes.write_page(result)
+        elif options.docs:
+            quote(result, PAGE)
+    console.print(f"Written to {options.out}.")
+
+
+def quote(result: Result, page: Path) -> None:
+    """Puts a result between the two comments that carry its name."""
+    marks = f"<!-- {result.name} -->", f"<!-- end of {result.name} -->"
+    text = page.read_text(encoding="utf-8")
+    found = re.subn(
+        f"{marks[0]}.*?{marks[1]}", lambda _: f"{marks[0]}\n{result.markdown()}\n{marks[1]}", text, flags=re.S
+    )
+    if found[1] != 1:
+        raise SystemExit(f"{page.name} has no place for {result.name}: it needs {marks[0]} and {marks[1]}, once.")
+    page.write_text(found[0], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The machine a number was measured on, how busy it was, and the peak memory of a process."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from secateur import native
+
+STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a timing depends on; ``load`` is the number of processes that wanted a core, just before and just after."""
+
+    processor: str
+    cores: int
+    threads: int
+    kernels: str
+    torch: str
+    python: str
+    load: tuple[float, float]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.processor}, {self.cores} cores, {self.threads} threads, kernels {self.kernels}, torch {self.torch}, "
+            f"Python {self.python}, load {self.load[0]:.1f} before and {self.load[1]:.1f} after"
+        )
+
+
+def machine(load_before: float) -> Machine:
+    """This machine, now."""
+    return Machine(
+        _processor(), os.cpu_count() or 1, torch.get_num_threads(), native.isa() if native.available() else "none",
+        torch.__version__, platform.python_version(), (load_before, load()),
+    )  # fmt: skip
+
+
+def load() -> float:
+    """Processes that want a core, averaged over the last minute."""
+    return os.getloadavg()[0]
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held so far."""
+    if STATUS.exists():  # getrusage would say the parent's peak where that was larger
+        return _status("VmHWM")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def held_bytes() -> int:
+    """The memory this process holds now; its peak where the system does not tell."""
+    return _status("VmRSS") if STATUS.exists() else peak_bytes()
+
+
+def available_bytes() -> int | None:
+    """Memory that can be had without swapping, or ``None`` where the system does not tell."""
+    info = Path("/proc/meminfo")
+    if not info.exists():
+        return None
+    line = next(x for x in info.read_text(encoding="utf-8").splitlines() if x.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024
+
+
+def _status(field: str) -> int:
+    line = next(x for x in STATUS.read_text(encoding="utf-8").splitlines() if x.startswith(field + ":"))
+    return int(line.split()[1]) * 1024
