@@ -6,6 +6,7 @@
 #include "drive.h"
 #include "isa.h"
 #include "pool.h"
+#include "select.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -71,6 +72,22 @@ nb::tuple py_nm(uintptr_t ptr, uint64_t outer, uint64_t groups, uint64_t of, uin
     return nb::make_tuple(t.below, t.zeros, t.min_above, t.max_key);
 }
 
+using Addresses = std::vector<uintptr_t>;
+using Sizes = std::vector<uint64_t>;
+
+nb::list py_kth_of_each(const Addresses& ptrs, const Sizes& sizes, const std::vector<int>& widths, const Sizes& ranks) {
+    std::vector<Array> arrays;
+    for (size_t i = 0; i < ptrs.size(); ++i) arrays.push_back(array(ptrs[i], sizes.at(i), widths.at(i)));
+    if (ranks.size() != arrays.size()) throw std::invalid_argument("one rank for each tensor");
+    const std::vector<Kth> found = released([&] { return kth_of_each(kernels(), arrays, ranks); });
+    nb::list out;
+    for (const Kth& f : found) {
+        if (f.found) out.append(nb::make_tuple(f.key, f.below, f.ties, f.above, f.zeros, f.max_key));
+        else out.append(nb::none());
+    }
+    return out;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -84,6 +101,7 @@ NB_MODULE(_native, m) {
     m.def("fill", &py_fill, "ptr"_a, "n"_a, "width"_a, "cut_key"_a, "cut_index"_a);
     m.def("count", &py_count, "ptr"_a, "n"_a, "width"_a, "cut_key"_a, "cut_index"_a);
     m.def("histogram", &py_histogram, "ptr"_a, "n"_a, "width"_a, "shift"_a, "prefix"_a, "bins_ptr"_a, "nbins"_a);
+    m.def("kth_of_each", &py_kth_of_each, "ptrs"_a, "sizes"_a, "widths"_a, "ranks"_a);
     m.def("tie_index", &py_tie_index, "ptr"_a, "n"_a, "width"_a, "key"_a, "r"_a);
     m.def("lamp_table", &py_lamp_table, "ptr"_a, "n"_a, "width"_a, "shift"_a, "scale_exp"_a, "counts_ptr"_a,
           "sums_ptr"_a, "nbins"_a);

@@ -44,11 +44,11 @@ constexpr Lanes<Key, 2 * N> none_then_all() {
 }
 
 template <int N>
-inline __m256i bits_in_at_least(__m256i a, __m256i b, __m256i c) {
+inline __m256i set_in_at_least(__m256i a, __m256i b, __m256i not_c) {
     const __m256i all = _mm256_and_si256(a, b), any = _mm256_or_si256(a, b);
-    if constexpr (N == 1) return _mm256_or_si256(any, c);
-    if constexpr (N == 2) return _mm256_or_si256(all, _mm256_and_si256(any, c));
-    return _mm256_and_si256(all, c);
+    if constexpr (N == 1) return _mm256_or_si256(any, _mm256_xor_si256(not_c, _mm256_set1_epi32(-1)));
+    if constexpr (N == 2) return _mm256_or_si256(all, _mm256_andnot_si256(not_c, any));
+    return _mm256_andnot_si256(not_c, all);
 }
 
 // What AVX2 lacks for elements of 8 bytes.
@@ -102,8 +102,8 @@ inline __m256i min_64(__m256i a, __m256i b) { return _mm256_blendv_epi8(a, b, _m
             return n;                                                                                               \
         }                                                                                                           \
         template <int N>                                                                                            \
-        static Reg at_least(Reg a, Reg b, Reg c) {                                                                  \
-            return bits_in_at_least<N>(a, b, c);                                                                    \
+        static Reg at_least(Reg a, Reg b, Reg not_c) {                                                              \
+            return set_in_at_least<N>(a, b, not_c);                                                                 \
         }                                                                                                           \
         template <int GROUP, int SHIFT>                                                                             \
         static Reg rotate(Reg a) {                                                                                  \

@@ -71,8 +71,8 @@ inline __m512i rotated(__m512i x) {
             return count(m);                                                                                             \
         }                                                                                                                \
         template <int N>                                                                                                 \
-        static Reg at_least(Reg a, Reg b, Reg c) {                                                                       \
-            return _mm512_ternarylogic_epi32(a, b, c, N == 1 ? 0xFE : N == 2 ? 0xE8 : 0x80);                             \
+        static Reg at_least(Reg a, Reg b, Reg not_c) {                                                                   \
+            return _mm512_ternarylogic_epi32(a, b, not_c, N == 1 ? 0xFD : N == 2 ? 0xD4 : 0x40);                         \
         }                                                                                                                \
         template <int GROUP, int SHIFT>                                                                                  \
         static Reg rotate(Reg a) {                                                                                       \

@@ -57,33 +57,31 @@ inline bool prune_run(typename V::Key* p, uint64_t stride, uint64_t n, const Gro
     return changed;
 }
 
-// Copies n elements 16 bytes at a time, where there is room beyond them for the last 16.
-template <class Key>
-inline void copy_over(const Key* from, Key* to, uint64_t n, uint64_t room) {
-    constexpr uint64_t step = 16 / sizeof(Key);
+// A short copy of exactly these bytes; stores that overlap the one before would take twice as long.
+inline void copy_short(const void* source, void* target, uint64_t bytes) {
+    const char* from = static_cast<const char*>(source);
+    char* to = static_cast<char*>(target);
     uint64_t c = 0;
-    for (; c < n && c + step <= room; c += step) __builtin_memcpy(to + c, from + c, 16);
-    for (; c < n; ++c) to[c] = from[c];
+    for (; c + 16 <= bytes; c += 16) __builtin_memcpy(to + c, from + c, 16);
+    if (bytes & 8) __builtin_memcpy(to + c, from + c, 8), c += 8;
+    if (bytes & 4) __builtin_memcpy(to + c, from + c, 4), c += 4;
+    if (bytes & 2) __builtin_memcpy(to + c, from + c, 2), c += 2;
+    if (bytes & 1) to[c] = from[c];
 }
 
-// Whole blocks with short rows: brings the rows of several blocks side by side, prunes, and puts them back. Copies run on
-// into what follows; the next one puts that right, and the last ones keep within the blocks.
+// Whole blocks with short rows: brings the rows of several blocks side by side, prunes, and puts them back.
 template <class V, int OF>
 inline void prune_packed(typename V::Key* p, uint64_t blocks, const Groups& g, typename V::Key* scratch, uint64_t stride,
                          VectorTally<V>& seen) {
-    const uint64_t end = blocks * g.of * g.inner;
-    uint64_t at = 0;
+    const uint64_t row = g.inner * sizeof(*p);
+    auto at = p;
     for (uint64_t b = 0; b < blocks; ++b) {
-        for (uint64_t j = 0; j < g.of; ++j, at += g.inner) {
-            copy_over(p + at, scratch + j * stride + b * g.inner, g.inner, end - at);
-        }
+        for (uint64_t j = 0; j < g.of; ++j, at += g.inner) copy_short(at, scratch + j * stride + b * g.inner, row);
     }
     if (!prune_run<V, OF>(scratch, stride, blocks * g.inner, g, seen)) return;
-    at = 0;
+    at = p;
     for (uint64_t b = 0; b < blocks; ++b) {
-        for (uint64_t j = 0; j < g.of; ++j, at += g.inner) {
-            copy_over(scratch + j * stride + b * g.inner, p + at, g.inner, end - at);
-        }
+        for (uint64_t j = 0; j < g.of; ++j, at += g.inner) copy_short(scratch + j * stride + b * g.inner, at, row);
     }
 }
 
@@ -93,8 +91,8 @@ void prune_columns(typename V::Key* p, const Groups& g, uint64_t first, uint64_t
     alignas(64) Key scratch[scratch_bytes / sizeof(Key)];
     // Rows an odd number of cache lines apart: at even ones stores would seem to alias later loads.
     const uint64_t lines = scratch_bytes / 64 / g.of, stride = (lines - 1 + lines % 2) * (64 / sizeof(Key));
-    const bool short_rows = g.inner < 4 * V::lanes && g.inner % V::lanes && g.inner + V::lanes <= stride;
-    const uint64_t most = short_rows ? (stride - V::lanes) / g.inner : 0;
+    const bool short_rows = g.inner < 4 * V::lanes && g.inner % V::lanes;
+    const uint64_t most = short_rows ? stride / g.inner : 0;
     VectorTally<V> seen;
     uint64_t done = 0;
     while (first < last) {

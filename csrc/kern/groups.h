@@ -52,7 +52,10 @@ struct OfFour {
     }
 
     inline typename V::Mask operator()(typename V::Reg, typename V::Reg key) const {
-        return V::negative(V::template at_least<PRUNE>(before<1>(key), before<2>(key), before<3>(key)));
+        using Key = typename V::Key;
+        // Three places on is one place back: the comparison that the neighbour there has already made.
+        const auto next = before<1>(key), previous = V::template rotate<4 * sizeof(Key), 3 * sizeof(Key)>(next);
+        return V::negative(V::template at_least<PRUNE>(next, before<2>(key), previous));
     }
 };
 

@@ -6,10 +6,10 @@
 //   count(m), both(a, b), without(a, b)                     number of lanes, a & b, a & ~b
 //   min_where(a, m, b), add_where(a, m, b)                  min(a, b) or a + b where m, else a
 //   keep(m, a)                                              a where m, else 0
-//   loses(m, a)                                             whether keep(m, a) differs from a
+//   loses(m, a), any(a)                                     whether keep(m, a) differs from a; whether a bit is set
 //   collect(out, m, a)                                      writes the lanes of m side by side, returns how many
 //   rotate<GROUP, SHIFT>(a)                                 every GROUP bytes down by SHIFT, up to longest_rotation
-//   at_least<N>(a, b, c)                                    bits that are set in at least N of three
+//   at_least<N>(a, b, c)                                    bits that are set in at least N of a, b and ~c
 #pragma once
 
 #include "scalar.h"

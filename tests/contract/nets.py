@@ -40,6 +40,7 @@ def net(dtype: str = "float32", kind: Kind = "plain", seed: int = 0) -> Net:
     """The network with weights and their biases in a dtype (the norm stays fp32), the same in every call."""
     g = torch.Generator().manual_seed(seed)
     model = Net()
+    model.emb.weight.data = torch.randn(5, 8, generator=g)
     kinds = DTYPES[dtype]
     for i, name in enumerate(CHOSEN):
         own = kinds[i] if isinstance(kinds, tuple) else kinds
@@ -52,13 +53,13 @@ def net(dtype: str = "float32", kind: Kind = "plain", seed: int = 0) -> Net:
 
 
 def values(shape: tuple[int, ...], kind: Kind, g: torch.Generator) -> Tensor:
-    """Normal fp64 values; "ties" has few distinct ones, with zeros of both signs; "bad" a NaN and infinities."""
+    """Normal fp64 values; "ties" has few distinct ones, with zeros of both signs; "bad" a NaN and an infinity."""
     w = torch.randn(shape, generator=g, dtype=torch.float64)
     if kind == "ties":
         return torch.round(w * 2) / 2  # exact in every dtype; -0.0 where a negative value is rounded
     if kind == "bad":
-        flat = w.view(-1)
-        flat[5], flat[11], flat[17] = math.nan, math.inf, -math.inf
+        row = w[0].view(w.shape[1], -1)  # one output channel, two input channels, one block, one group of four
+        row[0, 0], row[1, 0] = math.nan, math.copysign(math.inf, w.shape[0] - 10)
     return w
 
 

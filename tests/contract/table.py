@@ -30,8 +30,8 @@ PATTERNS: dict[str, Any] = {
 
 
 def half_of_each(rows: tuple[Row, ...], sparsity: float) -> dict[str, int]:
-    """A user's allocation: half as much of each tensor as is asked, and all its zeros."""
-    return {r.name: max(r.zeros or 0, int(r.numel * sparsity / 2)) for r in rows}
+    """A user's allocation: half as much of each tensor as is asked."""
+    return {r.name: int(r.numel * sparsity / 2) for r in rows}
 
 
 ALLOCATIONS: dict[str, Any] = {

@@ -35,7 +35,7 @@ def counts_of(case: Case, pool: Mapping[str, Tensor], s: float, planned: Mapping
     if case.allocation == "mapping":
         return {n: count(size, 0.25 if n.startswith("conv") else 0.75) for n, size in sizes.items()}
     if case.allocation == "function":
-        return {n: max(int(is_zero(t).sum()), int(t.numel() * s / 2)) for n, t in pool.items()}
+        return {n: int(size * s / 2) for n, size in sizes.items()}
     total = count(sum(sizes.values()), s)
     if case.allocation == "lamp":
         return oracle.lamp_counts(pool, total)

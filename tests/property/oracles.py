@@ -155,16 +155,20 @@ def lamp_scores(t: Tensor) -> list[Fraction]:
     return [u * u / sum(v * v for v in w if v >= u) if u else Fraction(0) for u in w]
 
 
-def lamp_counts(tensors: Mapping[str, Tensor], count: int) -> dict[str, int]:
-    """How many each tensor loses when all weights go in order of (zero first, LAMP, name)."""
+def lamp_counts(
+    tensors: Mapping[str, Tensor], count: int, high: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """How many each tensor loses when weights go in order of (zero first, LAMP, name); full tensors are passed over."""
     order = sorted(
-        (bool(w), score, name)
-        for name, t in tensors.items()
-        for w, score in zip(values(t), lamp_scores(t), strict=True)
+        (score, name) for name, t in tensors.items() for score in lamp_scores(t) if score
     )
-    zeros = {n: int((values(t) == 0).sum()) for n, t in tensors.items()}
-    gone = [name for _, _, name in order[:count]]
-    return {n: max(zeros[n], gone.count(n)) for n in tensors}
+    lost = {n: int((values(t) == 0).sum()) for n, t in tensors.items()}
+    left = count - sum(lost.values())
+    for _, name in order:
+        if left > 0 and (high is None or lost[name] < high[name]):
+            lost[name] += 1
+            left -= 1
+    return lost
 
 
 def erk_densities(

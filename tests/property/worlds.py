@@ -18,6 +18,7 @@ from secateur.core.choose import Selector, Source, Taken, selector_of
 from secateur.core.criteria import Criterion, magnitude
 from secateur.core.keys import FORMATS
 from secateur.core.patterns import Pattern, Unstructured
+from secateur.core.plan import Plan, keep_mask
 from secateur.core.select import identity
 from secateur.core.types import Align, Part, Parts, Reduce, Spec
 
@@ -208,3 +209,25 @@ def gone_of(selector: Selector, spec: Spec, taken: Taken) -> Tensor:
         seen += gone.numel()
     assert seen == spec.numel
     return out
+
+
+def weights(
+    draw: st.DrawFn, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, fills: Sequence[str] = FILLS
+) -> dict[str, Tensor]:
+    """A tensor of drawn values for every shape."""
+    return {
+        name: example(shape, dtype, draw(st.sampled_from(fills)), seed=draw(st.integers(0, 9)))
+        for name, shape in shapes.items()
+    }
+
+
+def masks_of(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The keep-mask of every tensor of a plan."""
+    return {r.name: keep_mask(plan, Part(r.spec, tensors[r.name])) for r in plan.chosen}
+
+
+def pruned(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the tensors with the plan carried out."""
+    keep = masks_of(plan, tensors)
+    wide = {n: torch.where(keep[n], t.to(torch.float64), 0.0) for n, t in tensors.items()}
+    return {n: t.to(tensors[n].dtype) for n, t in wide.items()}

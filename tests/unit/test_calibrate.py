@@ -65,9 +65,7 @@ def test_statistics_are_equal_weight_averages() -> None:
             means.append(m)
             variances.append(v)
             b = y.var((0, 2, 3), unbiased=False)
-            normed = (y - m[:, None, None]) / (
-                b[:, None, None] + model[1].eps
-            ).sqrt()  # by the batch; no dropout
+            normed = (y - m[:, None, None]) / (b[:, None, None] + model[1].eps).sqrt()  # by the batch; no dropout
             later.append(model[4](normed.flatten(1)))
     torch.testing.assert_close(model[1].running_mean, torch.stack(means).mean(0))
     torch.testing.assert_close(model[1].running_var, torch.stack(variances).mean(0))
@@ -81,9 +79,7 @@ def test_nothing_else_changes() -> None:
     before = snapshot(model)
     recalibrate_batchnorm(model, batches())
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before["state"][k])}
-    assert changed == {
-        f"{i}.{s}" for i in (1, 5) for s in ("running_mean", "running_var", "num_batches_tracked")
-    }
+    assert changed == {f"{i}.{s}" for i in (1, 5) for s in ("running_mean", "running_var", "num_batches_tracked")}
     assert snapshot(model)["flags"] == before["flags"]
     assert snapshot(model)["addresses"] == before["addresses"]
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
@@ -97,9 +93,7 @@ def test_deterministic() -> None:
     recalibrate_batchnorm(a, data)
     torch.rand(3)  # dropout would notice
     recalibrate_batchnorm(b, data)
-    assert all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 def test_every_batch_weighs_the_same() -> None:
@@ -199,9 +193,7 @@ def test_with_a_data_loader() -> None:
 # -----------------------------------------------------------------------------------------------------------
 
 
-def refused(
-    model: nn.Module, match: str, loader: Any, error: type[BaseException] = BadInput, **kwargs: Any
-) -> None:
+def refused(model: nn.Module, match: str, loader: Any, error: type[BaseException] = BadInput, **kwargs: Any) -> None:
     before = snapshot(model)
     with pytest.raises(error, match=match):
         recalibrate_batchnorm(model, loader, **kwargs)

@@ -96,10 +96,7 @@ def test_convolution(conv: nn.Module, shape: tuple[int, ...], macs: int) -> None
 
 def test_bilinear_and_matrix_vector() -> None:
     assert count_flops(nn.Bilinear(3, 4, 5), (torch.randn(6, 3), torch.randn(6, 4))).macs == 6 * 5 * 3 * 4
-    assert (
-        count_flops(Calls(lambda x, fc: torch.mv(fc.weight, x), fc=nn.Linear(4, 3)), torch.randn(4)).macs
-        == 12
-    )
+    assert count_flops(Calls(lambda x, fc: torch.mv(fc.weight, x), fc=nn.Linear(4, 3)), torch.randn(4)).macs == 12
     added = Calls(lambda x, fc: torch.addmv(fc.bias, fc.weight, x), fc=nn.Linear(4, 3))
     assert count_flops(added, torch.randn(4)).macs == 12
 
@@ -126,9 +123,7 @@ class Loop(nn.Module):
         return x
 
     def direction(self, x: Tensor, end: str) -> Tensor:
-        w_ih, w_hh, b_ih, b_hh = (
-            getattr(self.rnn, n + end) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        )
+        w_ih, w_hh, b_ih, b_hh = (getattr(self.rnn, n + end) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         h, c = torch.zeros(1, w_hh.shape[1]), torch.zeros(1, self.rnn.hidden_size)
         out = []
         for t in reversed(range(len(x))) if end.endswith("reverse") else range(len(x)):
@@ -300,6 +295,4 @@ def test_scaled_dot_product_attention(options: dict[str, Any], dtype: torch.dtyp
 def test_grouped_query_attention() -> None:
     q, k = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 7, 8)
     model = Calls(F.scaled_dot_product_attention)
-    assert (
-        count_flops(model, {"query": q, "key": k, "value": k, "enable_gqa": True}).macs == 2 * 4 * 5 * 7 * 16
-    )
+    assert count_flops(model, {"query": q, "key": k, "value": k, "enable_gqa": True}).macs == 2 * 4 * 5 * 7 * 16

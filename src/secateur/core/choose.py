@@ -96,6 +96,10 @@ class Selector(Protocol):
         """Prunes the ``count`` smallest of a pool of tensors, in rank order (by name)."""
         ...
 
+    def take_each(self, specs: Sequence[Spec], counts: Sequence[int]) -> list[Taken]:
+        """`take` for each tensor on its own."""
+        ...
+
     def gone(self, spec: Spec, cut: Cut) -> Iterator[tuple[Part, Tensor]]:
         """One tensor in flat pieces, each with the elements that go (bool)."""
         ...
@@ -118,7 +122,8 @@ def _measured(selector: Selector, source: Source, spec: Spec, cut: Cut, zeros: i
 
 def settled(selector: Selector, source: Source, spec: Spec, cut: Cut) -> Taken:
     """What a given cut does to one tensor of single weights."""
-    found = fast.settle(spec, source.parts, cut) if source.alone and source.nonfinite != "prune" else None
+    plain = source.alone and source.by_magnitude and source.nonfinite != "prune"
+    found = fast.settle(spec, source.parts, cut) if plain else None
     if found is None or found.largest >= FORMATS[spec.dtype].nonfinite:
         return _measured(selector, source, spec, cut, source.facts(spec).zeros)
     return Taken(cut, found.pruned, found.zeros, found.threshold)
@@ -152,16 +157,8 @@ class Elements:
     def take(self, specs: Sequence[Spec], count: int) -> list[Taken]:
         """See `Selector`."""
         s = self.source
-        if (
-            s.alone
-            and s.by_magnitude
-            and s.nonfinite == "error"
-            and (picked := fast.pick(specs, s.parts, count)) is not None
-        ):
-            for spec, p in zip(specs, picked, strict=True):
-                if p.largest >= FORMATS[spec.dtype].nonfinite:
-                    s.facts(spec)
-            return [Taken(p.cut, p.pruned, p.zeros, p.threshold) for p in picked]
+        if self._fast and (picked := fast.pick(specs, s.parts, count)) is not None:
+            return [self._taken(spec, p) for spec, p in zip(specs, picked, strict=True)]
         facts = [s.facts(spec) for spec in specs]
         space, pool = magnitude_space(specs) if s.by_magnitude else (SCORES, torch.float64)
         keyed = [_keyed(s, spec, pool) for spec in specs]
@@ -169,6 +166,24 @@ class Elements:
         if s.by_magnitude:
             cuts = own_cuts(cuts, specs, pool)
         return [_measured(self, s, spec, c, f.zeros) for spec, c, f in zip(specs, cuts, facts, strict=True)]
+
+    def take_each(self, specs: Sequence[Spec], counts: Sequence[int]) -> list[Taken]:
+        """See `Selector`."""
+        none: list[fast.Picked | None] = [None] * len(specs)
+        picked = fast.pick_each(specs, self.source.parts, counts) if self._fast else none
+        return [
+            self._taken(s, p) if p is not None else self.take([s], c)[0]
+            for s, c, p in zip(specs, counts, picked, strict=True)
+        ]
+
+    @property
+    def _fast(self) -> bool:
+        return self.source.alone and self.source.by_magnitude and self.source.nonfinite == "error"
+
+    def _taken(self, spec: Spec, p: fast.Picked) -> Taken:
+        if p.largest >= FORMATS[spec.dtype].nonfinite:
+            self.source.facts(spec)  # refuses
+        return Taken(p.cut, p.pruned, p.zeros, p.threshold)
 
     def gone(self, spec: Spec, cut: Cut) -> Iterator[tuple[Part, Tensor]]:
         """See `Selector`."""
@@ -197,6 +212,10 @@ class Groups:
             own = own_cuts(cuts, specs, pool)
             cuts = [Cut(o.key, o.index, c.level) for o, c in zip(own, cuts, strict=True)]
         return [_measured(self, s, spec, c, f.zeros) for spec, c, f in zip(specs, cuts, facts, strict=True)]
+
+    def take_each(self, specs: Sequence[Spec], counts: Sequence[int]) -> list[Taken]:
+        """See `Selector`."""
+        return [self.take([s], c)[0] for s, c in zip(specs, counts, strict=True)]
 
     def full_count(self, spec: Spec) -> int:
         """How many weights of a tensor the pattern prunes at its full count."""
@@ -238,6 +257,10 @@ class Units:
             _measured(self, self.source, spec, c, self.source.facts(spec).zeros)
             for spec, c in zip(specs, cuts, strict=True)
         ]
+
+    def take_each(self, specs: Sequence[Spec], counts: Sequence[int]) -> list[Taken]:
+        """See `Selector`."""
+        return [self.take([s], c)[0] for s, c in zip(specs, counts, strict=True)]
 
     def table(self, spec: Spec) -> UnitTable:
         """The tensor's units and their keys, made once."""

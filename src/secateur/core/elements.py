@@ -14,7 +14,7 @@ from torch import Tensor
 from secateur.errors import BadTensor
 
 from . import criteria as crit
-from .keys import CHUNK, FORMATS, LOWEST, common_dtype, convert_cut, key_value, magnitude_key, order_key
+from .keys import CHUNK, FORMATS, HIGHEST, LOWEST, common_dtype, convert_cut, key_value, magnitude_key, order_key
 from .select import Cut, Keyed, Space, kth_key
 from .types import Align, Part, Parts, Reduce, Spec
 
@@ -122,8 +122,12 @@ def keyed_scores(spec: Spec, pieces: Callable[[], Iterator[tuple[Part, Tensor]]]
 
     def chunks() -> Iterator[tuple[Tensor, Part]]:
         for part, scores in pieces():
-            gone = dead(part, nonfinite)  # whatever their score
-            yield order_key(scores.masked_fill(gone, 0), str(spec)).masked_fill_(gone, LOWEST), part
+            gone, kept = dead(part, nonfinite), torch.zeros((), dtype=torch.bool, device=scores.device)
+            if nonfinite == "keep":
+                kept = not_finite(part)
+            # First or last whatever their score, which may well be NaN.
+            keys = order_key(scores.masked_fill(gone | kept, 0), str(spec))
+            yield keys.masked_fill_(gone, LOWEST).masked_fill_(kept, HIGHEST), part
 
     return Keyed(spec, chunks)
 

@@ -157,6 +157,46 @@ class _Pass:
         return Picked(cut, pruned, self.zeros, threshold, self.largest)
 
 
+BATCH = 64 << 20  # bytes of small tensors that are looked at together
+
+
+def pick_each(specs: Sequence[Spec], parts: Parts, counts: Sequence[int]) -> list[Picked | None]:
+    """`pick` for many tensors, each on its own; the threads share out the tensors instead of their elements.
+
+    ``None`` for a tensor that has to go another way: too large, not in memory, nothing to prune, or a sample that misled.
+    """
+    out: list[Picked | None] = [None] * len(specs)
+    batch: list[tuple[int, Tensor]] = []
+    held = 0
+    for i, s in enumerate(specs):
+        size = s.numel * s.dtype.itemsize
+        if not 0 < size <= BATCH // 4 or counts[i] == 0:
+            continue
+        flat = whole(s, parts)
+        if flat is None:
+            continue
+        batch.append((i, flat))
+        held += size
+        if held > BATCH:
+            _pick_batch(batch, counts, out)
+            batch, held = [], 0
+    _pick_batch(batch, counts, out)
+    return out
+
+
+def _pick_batch(batch: Sequence[tuple[int, Tensor]], counts: Sequence[int], out: list[Picked | None]) -> None:
+    if not batch:
+        return
+    found = native.kth_of_each([flat for _, flat in batch], [counts[i] for i, _ in batch])
+    for (i, flat), kth in zip(batch, found, strict=True):
+        if kth is None:
+            continue
+        key, below, ties, above, zeros, top = kth
+        take = ties if key == 0 else counts[i] - below
+        cut = Cut(key + 1, 0) if take == ties else Cut(key, native.tie_index(flat, key, take))
+        out[i] = Picked(cut, below + take, zeros, finite(above if take == ties else key, flat.dtype), top)
+
+
 def _sample(specs: Sequence[Spec], parts: Parts, pool: torch.dtype) -> Tensor | None:
     """Magnitudes at spread-out positions, tensors in proportion to size; ``None`` if a tensor is not in memory."""
     n = max(1, sum(s.numel for s in specs))

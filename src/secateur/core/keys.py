@@ -7,6 +7,7 @@ for signed numbers, and a weight that is zero gets the lowest key of all: zeros 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -46,6 +47,9 @@ FORMATS = {
     torch.float8_e4m3fnuz: Format(8, 0x80, torch.uint8, signed_zero=False),
 }
 """Every dtype that can be pruned."""
+
+
+_CODES = {torch.float64: ("<Q", "<d"), torch.float32: ("<I", "<f"), torch.float16: ("<H", "<e")}
 
 
 def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
@@ -91,8 +95,12 @@ def key_value(key: int, dtype: torch.dtype) -> float:
     >>> key_value(0x3F800000, torch.float32)
     1.0
     """
-    f = FORMATS[dtype]
-    return float(torch.tensor([key], dtype=torch.int64).to(f.view).view(dtype).to(torch.float64)[0])
+    if dtype == torch.bfloat16:
+        return float(struct.unpack("<f", struct.pack("<I", key << 16))[0])
+    if dtype in _CODES:
+        whole, real = _CODES[dtype]
+        return float(struct.unpack(real, struct.pack(whole, key))[0])
+    return float(torch.tensor([key], dtype=torch.uint8).view(dtype).to(torch.float64)[0])
 
 
 def key_at_least(value: float, dtype: torch.dtype) -> tuple[int, bool]:
@@ -119,6 +127,9 @@ def convert_cut(key: int, index: int, pool: torch.dtype, own: torch.dtype) -> tu
 
 LOWEST = -(1 << 63)
 """The order key of weights that are zero: below that of every score, minus infinity included."""
+
+HIGHEST = (1 << 63) - 1
+"""The order key of weights to be kept whatever their score: above that of every score, infinity included."""
 
 
 def order_key(score: Tensor, what: str) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 from . import fast
 from .allocate import Bounds
 from .keys import FORMATS, magnitude_key
+from .select import identity
 from .types import Parts, Reduce, Spec
 from .units import agree, exponent, larger, rounded, times_power
 
@@ -109,12 +110,19 @@ def _counts(scores: Sequence[Floats], ends: Sequence[Ints], limits: Sequence[Bou
 
 
 def _reach(scores: Sequence[Floats], ends: Sequence[Ints], limits: Sequence[Bounds], total: int) -> float:
-    """The smallest score s at which the counts with scores <= s add up to ``total``: bisection over float64 bits."""
+    """The smallest score s at which the counts with scores <= s add up to ``total``.
+
+    Bisection over the bits of a float64, which order non-negative numbers; 255 cuts at a time.
+    """
     lo, hi = -1, int(np.float64(np.inf).view(np.int64))
     while hi - lo > 1:
-        mid = (lo + hi) // 2
-        s = float(np.int64(mid).view(np.float64))
-        lo, hi = (lo, mid) if sum(_counts(scores, ends, limits, s, "right")) >= total else (mid, hi)
+        steps = np.unique(np.array([lo + (hi - lo) * i // 256 for i in range(1, 256)], np.int64))
+        steps = steps[steps > lo]
+        sums = np.zeros(len(steps), np.int64)
+        for v, e, b in zip(scores, ends, limits, strict=True):
+            sums += np.clip(e[np.searchsorted(v, steps.view(np.float64), side="right")], b.low, b.high)
+        at = int(np.searchsorted(sums, total))
+        lo, hi = int(steps[at - 1]) if at else lo, int(steps[at]) if at < len(steps) else hi
     return float(np.int64(hi).view(np.float64))
 
 
@@ -135,18 +143,20 @@ def lamp_table(spec: Spec, parts: Parts, reduce: Reduce) -> LampTable:
             share = times_power(chunk.tensor.detach().to(torch.float64), -top)
             table[1].index_add_(0, bins.cpu(), rounded(share * share, bits).cpu())
     counts, sums = reduce(table).numpy()
-    first = np.arange(nbins, dtype=np.int64) << shift
-    last = first + (1 << shift) - 1
     if shift:  # zeros are a key of their own; the rest of the first bin is the smallest subnormals
-        first[0] = 1
         counts[0] -= none
+    live = np.flatnonzero(counts)
+    first, counts, sums = live << shift, counts[live], sums[live]
+    last = first + (1 << shift) - 1
+    if not shift:
+        sums = counts * integers(squares(spec, first, top), bits)
+    elif len(first) and first[0] == 0:
+        first[0] = 1
+    if shift and none:
         first, last, counts, sums = (
             np.concatenate([[v], x]) for v, x in ((0, first), (0, last), (none, counts), (0, sums))
         )
-    else:
-        sums = counts * integers(squares(spec, first, top), bits)
-    live = counts > 0
-    return LampTable(spec, top, bits, first[live], last[live], counts[live], sums[live])
+    return LampTable(spec, top, bits, first, last, counts, sums)
 
 
 def _extent(spec: Spec, parts: Parts, reduce: Reduce) -> tuple[int, int]:
@@ -167,29 +177,36 @@ def refine(table: LampTable, which: NDArray[np.bool_], parts: Parts, reduce: Red
     """The table with some of its ranges cut into at most 2**16 smaller ones each."""
     lows, highs = table.first[which], table.last[which]
     steps = [max(0, int(h - lo).bit_length() - DIGIT) for lo, h in zip(lows, highs, strict=True)]
-    bins = [
-        torch.zeros(2, (int(h - lo) >> s) + 1, dtype=torch.int64) for lo, h, s in zip(lows, highs, steps, strict=True)
-    ]
-    for keys in _keys_between(table.spec, parts, int(lows[0]), int(highs[-1])):
-        q = torch.from_numpy(integers(squares(table.spec, keys.numpy(), table.exponent), table.bits))
-        for lo, hi, s, b in zip(lows, highs, steps, bins, strict=True):
-            inside = (keys >= int(lo)) & (keys <= int(hi))
-            at = (keys[inside] - int(lo)) >> s
-            b[0] += torch.bincount(at, minlength=b.shape[1])
-            b[1].index_add_(0, at, q[inside])
     columns = [[x[~which]] for x in (table.first, table.last, table.counts, table.sums)]
-    for lo, hi, s, b in zip(lows, highs, steps, bins, strict=True):
-        counts, sums = (reduce(row).numpy() for row in b)
-        live = np.flatnonzero(counts)
+    pieces = [k.numpy() for k in _keys_between(table.spec, parts, int(lows[0]), int(highs[-1]))]
+    keys = np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+    q = integers(squares(table.spec, keys, table.exponent), table.bits)
+    for lo, hi, s in zip(lows, highs, steps, strict=True):
+        inside = (keys >= lo) & (keys <= hi)
+        live, counts, sums = _digits((keys[inside] - lo) >> s, q[inside], (int(hi - lo) >> s) + 1, reduce)
         first = lo + (live << s)
-        for column, new in zip(
-            columns, (first, np.minimum(first + (1 << s) - 1, hi), counts[live], sums[live]), strict=True
-        ):
-            column.append(new)
+        new = (first, np.minimum(first + (1 << s) - 1, hi), counts, sums)
+        for column, values in zip(columns, new, strict=True):
+            column.append(values)
     merged = [np.concatenate(c) for c in columns]
     order = np.argsort(merged[0], kind="stable")
     first, last, counts, sums = (x[order] for x in merged)
     return replace(table, first=first, last=last, counts=counts, sums=sums)
+
+
+def _digits(at: Ints, q: Ints, nbins: int, reduce: Reduce) -> tuple[Ints, Ints, Ints]:
+    """The digits that occur, how often, and the sums of the integers that go with them, over all workers."""
+    if reduce is identity:  # few keys: naming those that occur costs less than a table of all digits
+        live, place, counts = np.unique(at, return_inverse=True, return_counts=True)
+        sums = np.zeros(len(live), np.int64)
+        np.add.at(sums, place, q)
+        return live, counts, sums
+    table = np.zeros((2, nbins), np.int64)
+    table[0] = np.bincount(at, minlength=nbins)
+    np.add.at(table[1], at, q)
+    counts, sums = reduce(torch.from_numpy(table)).numpy()
+    live = np.flatnonzero(counts)
+    return live, counts[live], sums[live]
 
 
 def _keys_between(spec: Spec, parts: Parts, lo: int, hi: int) -> Iterator[Tensor]:

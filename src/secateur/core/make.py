@@ -214,7 +214,7 @@ class _Maker:
         return list(counts), self._each(counts)
 
     def _each(self, counts: Sequence[int]) -> list[Taken]:
-        return [self.selector.take([s], c)[0] for s, c in zip(self.specs, counts, strict=True)]
+        return self.selector.take_each(self.specs, counts)
 
     def _below(self, spec: Spec, threshold: float) -> Taken:
         key, _ = key_at_least(threshold, spec.dtype)

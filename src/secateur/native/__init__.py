@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -156,6 +157,22 @@ def histogram(t: Tensor, shift: int, prefix: int, bins: Tensor) -> None:
         bins: int64, a power of two of them; what they hold is added to.
     """
     _kernels().histogram(*_array(t), shift, prefix, *_table(bins))
+
+
+def kth_of_each(
+    tensors: Sequence[Tensor], ranks: Sequence[int]
+) -> list[tuple[int, int, int, int, int, int] | None]:
+    """The ``rank``-th smallest key of each of many tensors (ranks from 1), the tensors shared out among the threads.
+
+    Returns:
+        For each tensor ``(key, below, ties, above, zeros, max_key)``: how many keys are smaller and equal, and the
+        smallest larger one; ``key`` is 0 if the rank lies among the zeros. ``None`` where a sample misled.
+    """
+    arrays = [_array(t) for t in tensors]
+    found: list[tuple[int, int, int, int, int, int] | None] = _kernels().kth_of_each(
+        [a[0] for a in arrays], [a[1] for a in arrays], [a[2] for a in arrays], list(ranks)
+    )
+    return found
 
 
 def tie_index(t: Tensor, key: int, r: int) -> int:

@@ -59,8 +59,8 @@ class MemoryStore:
         self._single = isinstance(target, Tensor)
         stored, buffers, owners = _collect(target)
         self._entries = _entries(stored, buffers, owners, roles, self._single)
-        if isinstance(target, Mapping) and len(target) > 1 and list(target) == sorted(target):
-            # Alphabetical order, as safetensors' load_file gives, tells nothing of the order of layers.
+        if isinstance(target, Mapping) and not hasattr(target, "_metadata"):
+            # Only a state_dict() is known to be in the order of the layers; a file's or a merged dict's order tells nothing.
             self._entries = [e._replace(spec=replace(e.spec, order=None)) for e in self._entries]
         self._by_name = {e.spec.name: e for e in self._entries}
 
