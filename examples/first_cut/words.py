@@ -58,7 +58,7 @@ def points(value: Interval) -> str:
 def span(score: Mapping[str, float]) -> str:
     """A correlation with its interval.
 
-    >>> span({"score": 0.7289, "low": 0.6721, "high": 0.7765})
+    >>> span({"score": 0.7289, "low": 0.6721, "high": 0.7768})
     '0.729 (0.672 to 0.777)'
     """
     return f"{score['score']:.3f} ({score['low']:.3f} to {score['high']:.3f})"

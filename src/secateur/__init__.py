@@ -9,7 +9,7 @@
 from secateur.api import apply, from_torch_prune, inspect, masks, plan, prune
 from secateur.core.criteria import elementwise, magnitude, random
 from secateur.core.patterns import NM, Block, Channel, Unstructured
-from secateur.core.plan import Plan, keep_mask
+from secateur.core.plan import Plan
 from secateur.errors import (
     BadInput,
     BadTensor,
@@ -50,7 +50,6 @@ __all__ = [
     "elementwise",
     "from_torch_prune",
     "inspect",
-    "keep_mask",
     "load_plan",
     "magnitude",
     "masks",

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from os import PathLike
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from secateur.carry import carry_out, check_out, count_rows, make_plan, plan_of_masks, refuse_other, store_of
+from secateur.carry import (
+    Globs,
+    Path,
+    Target,
+    carry_out,
+    check_out,
+    count_rows,
+    make_plan,
+    plan_of_masks,
+    refuse_other,
+    store_of,
+)
 from secateur.core.criteria import Criterion
 from secateur.core.keys import nonzero
 from secateur.core.make import Request
@@ -19,9 +29,6 @@ from secateur.report.report import Report
 from secateur.stores import torch_prune
 from secateur.stores.base import choose
 
-Globs = str | Sequence[str] | None
-Path = str | PathLike[str]
-Target = nn.Module | Mapping[str, Tensor] | Tensor | Path
 Allocate = str | Mapping[str, float] | Callable[..., Mapping[str, int]]
 NonFinite = Literal["error", "keep", "prune"]
 

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +26,9 @@ from secateur.report.report import Report, ReportRow
 from secateur.stores.base import Store, choose, matches
 from secateur.stores.memory import MemoryStore
 
-if TYPE_CHECKING:
-    from secateur.api import Globs, Path, Target
+Globs = str | Sequence[str] | None
+Path = str | PathLike[str]
+Target = nn.Module | Mapping[str, Tensor] | Tensor | Path
 
 
 def store_of(target: Target, roles: Mapping[str, str] | None) -> Store:

@@ -33,9 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     command = [sys.executable, "-m", "examples.first_cut", "--quick", "--out", str(out)]
     # One thread: the networks are tiny, and threads that wait for each other on a busy machine are slower.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     page = (out / "report.html").read_text(encoding="utf-8")
     return json.loads((out / "report.json").read_text(encoding="utf-8")), page, done.stdout

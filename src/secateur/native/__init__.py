@@ -159,9 +159,7 @@ def histogram(t: Tensor, shift: int, prefix: int, bins: Tensor) -> None:
     _kernels().histogram(*_array(t), shift, prefix, *_table(bins))
 
 
-def kth_of_each(
-    tensors: Sequence[Tensor], ranks: Sequence[int]
-) -> list[tuple[int, int, int, int, int, int] | None]:
+def kth_of_each(tensors: Sequence[Tensor], ranks: Sequence[int]) -> list[tuple[int, int, int, int, int, int] | None]:
     """The ``rank``-th smallest key of each of many tensors (ranks from 1), the tensors shared out among the threads.
 
     Returns:
