@@ -36,8 +36,8 @@ format: $(STAMP)  ## Put imports and code into the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## Measure speed and memory, and print the tables
-	$(BIN)/python -m benchmarks
+bench: $(STAMP)  ## Measure speed and memory, print the tables (ARGS="speed --full" to choose)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 native:  ## Rebuild the C++ alone, in seconds (for those who edit it)
 	@test -f $(STAMP) || $(MAKE) $(STAMP)

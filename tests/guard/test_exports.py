@@ -1,4 +1,4 @@
-"""The public names: few, sorted, each explained with an example that runs and found in the docs."""
+"""The public names: few, sorted, each explained with an example that runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import secateur
-from tests.guard.source import ROOT, text
 
 PUBLIC = [name for name in secateur.__all__ if not name.startswith("__")]
 MOST = 25  # beside the errors
@@ -75,15 +74,6 @@ def gaps(obj: Documented) -> list[str]:
 @pytest.mark.parametrize("name", EXPLAINED)
 def test_docstring(name: str) -> None:
     assert not gaps(public(name))
-
-
-@pytest.mark.parametrize("name", PUBLIC)
-def test_the_docs_speak_of_it(name: str) -> None:
-    pages = sorted((ROOT / "docs").glob("*.md"))
-    assert pages
-    # As code, not as an English word: `plan`, secateur.plan, plan(
-    as_code = re.compile(rf"`{name}\b|secateur\.{name}\b|\b{name}\(")
-    assert any(as_code.search(text(page)) for page in pages), f"no page of docs/ mentions {name}"
 
 
 def test_gaps_are_seen() -> None:

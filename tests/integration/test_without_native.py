@@ -25,9 +25,7 @@ def child(**environ: str) -> dict[str, Any]:
     return said
 
 
-@pytest.mark.skipif(
-    not os.environ.get("SECATEUR_REQUIRE_NATIVE"), reason="only where the native build is required"
-)
+@pytest.mark.skipif(not os.environ.get("SECATEUR_REQUIRE_NATIVE"), reason="only where the native build is required")
 def test_the_extension_is_there_where_it_is_required() -> None:
     assert native.available()
 

@@ -35,7 +35,7 @@ from .elements import (
     survey,
 )
 from .groups import block_of, full_cut, levelled, partial_cuts
-from .keys import FORMATS
+from .keys import FORMATS, LOWEST
 from .patterns import NM, Block, Channel, Pattern, UnitPattern
 from .select import Cut, Keyed, Space, identity, smallest
 from .types import Align, Part, Parts, Reduce, Spec
@@ -261,6 +261,11 @@ class Units:
     def take_each(self, specs: Sequence[Spec], counts: Sequence[int]) -> list[Taken]:
         """See `Selector`."""
         return [self.take([s], c)[0] for s, c in zip(specs, counts, strict=True)]
+
+    def dead_weights(self, spec: Spec) -> int:
+        """How many weights of a tensor lie in units that are wholly zero: those come first, scattered zeros do not."""
+        table = self.table(spec)
+        return int((table.keys == LOWEST).sum()) * table.grid.unit_size
 
     def table(self, spec: Spec) -> UnitTable:
         """The tensor's units and their keys, made once."""

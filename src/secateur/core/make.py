@@ -23,7 +23,7 @@ from .allocate import (
     prune_count,
     refuse_infeasible,
 )
-from .choose import Groups, Selector, Source, Taken, selector_of, settled
+from .choose import Groups, Selector, Source, Taken, Units, selector_of, settled
 from .combine import Choice, why_refused
 from .criteria import Criterion, describe, is_named
 from .keys import key_at_least
@@ -229,7 +229,8 @@ class _Maker:
             if isinstance(cap, Mapping):
                 cap = pick(cap, s, self.match, "max_sparsity")
             gone, kept = (f.nonfinite, 0) if dropped else (0, f.nonfinite)
-            out.append(bounds(s, f.zeros + gone, cap, max(r.min_keep, kept)))
+            low = self.selector.dead_weights(s) if isinstance(self.selector, Units) else f.zeros + gone
+            out.append(bounds(s, low, cap, max(r.min_keep, kept)))
         return out
 
     @property
