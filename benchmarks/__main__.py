@@ -22,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(ALL)}; all if none is given")
     parser.add_argument("--full", action="store_true", help="whole sizes: minutes, and up to 6 GB of memory")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder to write to (%(default)s)")
-    parser.add_argument("--docs", action="store_true", help="put the tables into docs/performance.md and docs/probes.md")
+    parser.add_argument(
+        "--docs", action="store_true", help="put the tables into docs/performance.md and docs/probes.md"
+    )
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(ALL):
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")

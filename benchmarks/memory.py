@@ -55,7 +55,9 @@ def run(full: bool) -> Result:
             percent = extra(FULL_WIDTH, dtype, way, repeats)
             rows.append((f"{dtype}, {way}", spread(percent)))
             bars.append(Bar(f"{dtype}, {way}: extra memory", statistics.median(percent), MOST_PERCENT, unit=" %"))
-    size = f"{weights_of(FULL_WIDTH) / 1e6:.0f} M weights in 110 tensors; {repeats} pairs of processes: median (min–max)"
+    size = (
+        f"{weights_of(FULL_WIDTH) / 1e6:.0f} M weights in 110 tensors; {repeats} pairs of processes: median (min–max)"
+    )
     tables = [Table(size, ("<", "extra peak, % of the weights"), rows)]
     width = FULL_WIDTH if full else QUICK_WIDTH
     rows = [(dtype, f"{100 * against_torch(width, dtype)['torch_extra']:.0f}") for dtype in DTYPES]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -16,8 +18,8 @@ def weights_of(width: int) -> int:
 
 
 def width_for(weights: int) -> int:
-    """The width, a multiple of 4, at which `encoder` has about so many weights."""
-    return max(4, round((weights / (BLOCKS * 12 + 1)) ** 0.5 / 4) * 4)
+    """The width, a multiple of 8, at which `encoder` has about so many weights."""
+    return max(8, round(math.sqrt(weights / (BLOCKS * 12 + 1)) / 8) * 8)
 
 
 def encoder(width: int, dtype: torch.dtype) -> nn.Module:

@@ -50,17 +50,23 @@ def round_trips(tool: Tool) -> Answer:
     """P2. A pruned model can be copied, pickled, saved, and exchanges its `state_dict` with a dense one, strictly."""
     dense, model = nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Sequential(nn.Linear(8, 8), nn.ReLU())
     tool.prune(model[0], 0.5)
-    buffer = io.BytesIO()
     attempts: dict[str, Callable[[], object]] = {
         "deepcopy": lambda: copy.deepcopy(model),
         "pickle": lambda: pickle.loads(pickle.dumps(model)),
-        "torch.save": lambda: (torch.save(model, buffer), buffer.seek(0), torch.load(buffer, weights_only=False)),
+        "torch.save": lambda: _saved(model),
         "state_dict into a dense model": lambda: copy.deepcopy(dense).load_state_dict(model.state_dict()),
         "state_dict of a dense model": lambda: model.load_state_dict(dense.state_dict()),
     }
     failed = {what: type(e).__name__ for what, run in attempts.items() if (e := _error(run)) is not None}
     told = ", ".join(f"{what} raises {error}" for what, error in failed.items())
     return Answer(not failed, told or f"all {len(attempts)} ways")
+
+
+def _saved(model: nn.Module) -> object:
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
 
 
 def _error(run: Callable[[], object]) -> Exception | None:
@@ -172,9 +178,7 @@ def run(full: bool) -> Result:
     """Puts every probe to every tool."""
     before = machine.load()
     torch.manual_seed(0)
-    rows = [
-        (name, question(probe), *(str(probe(tool)) for tool in TOOLS.values())) for name, probe in PROBES.items()
-    ]
+    rows = [(name, question(probe), *(str(probe(tool)) for tool in TOOLS.values())) for name, probe in PROBES.items()]
     table = Table("Six probes", ("<", "<asked", *(f"<{name}" for name in TOOLS)), rows)
     return Result("probes", "python -m benchmarks probes --docs", machine.machine(before), [table])
 

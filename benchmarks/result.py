@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ class Table:
 
     title: str
     heads: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
     def markdown(self) -> str:
         """The table as Markdown, its title above."""
@@ -30,7 +31,7 @@ class Table:
 
     def terminal(self) -> RichTable:
         """The table for a terminal."""
-        table = RichTable(box=None, pad_edge=False, header_style="bold", title=self.title, title_justify="left")
+        table = RichTable(box=None, pad_edge=False, header_style="bold")
         for h in self.heads:
             table.add_column(h.removeprefix("<"), justify="left" if h.startswith("<") else "right")
         for row in self.rows:
@@ -86,6 +87,7 @@ class Result:
         """Prints the tables."""
         console.print(Text(f"{self.command}, on {self.machine}", style="dim"))
         for table in self.all_tables():
+            console.print(Text(table.title, style="bold"))
             console.print(table.terminal())
             console.print()
 

@@ -90,7 +90,8 @@ def run(full: bool, repeats: int = 9) -> Result:
     """Measures everything this page is about."""
     before = machine.load()
     width = FULL_WIDTH if full else QUICK_WIDTH
-    rows, bars = [], []
+    rows: list[tuple[str, ...]] = []
+    bars = []
     for dtype in DTYPES:
         model = encoder(FULL_WIDTH, getattr(torch, dtype))
         times = timed(model, WAYS, repeats)

@@ -34,7 +34,9 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.3g} ({min(values):.3g}–{max(values):.3g})"
 
 
-def take_turns(candidates: Mapping[str, Callable[[], object]], before: Callable[[], object], repeats: int) -> dict[str, Timing]:
+def take_turns(
+    candidates: Mapping[str, Callable[[], object]], before: Callable[[], object], repeats: int
+) -> dict[str, Timing]:
     """Times every candidate ``repeats`` times, in turns, ``before`` each run doing what is not timed.
 
     A first turn that is not counted warms up threads, caches and lazily imported code.

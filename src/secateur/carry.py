@@ -81,7 +81,12 @@ def carry_out(made: Plan, store: Store, out: Path | None, overwrite: bool, targe
             if m.zeros != row.prune:
                 raise SecateurError(f"wrote {m.zeros} zeros to {row.name!r} where the plan says {row.prune}: a bug.")
             measured[row.name] = m
-        rest = {r.name: r for r in count_rows([specs[r.name] for r in made.rows if r.name not in measured], store)}
+        rest = {
+            r.name: r
+            for r in count_rows(
+                [replace(specs[r.name], skip=r.skip) for r in made.rows if r.name not in measured], store
+            )
+        }
     asked = {r.name: r.asked for r in made.rows}
     rows = [
         _written(specs[r.name], measured[r.name], asked[r.name]) if r.name in measured else rest[r.name]
