@@ -75,6 +75,7 @@ inline __m256i min_64(__m256i a, __m256i b) { return _mm256_blendv_epi8(a, b, _m
         static Reg set1(Key a) { return SET1(a); }                                                                  \
         static Reg all_and(Reg a, Reg b) { return _mm256_and_si256(a, b); }                                         \
         static Reg all_or(Reg a, Reg b) { return _mm256_or_si256(a, b); }                                           \
+        static Reg all_not(Reg a) { return _mm256_xor_si256(a, _mm256_set1_epi32(-1)); }                            \
         static Reg add(Reg a, Reg b) { return _mm256_add_epi##BITS(a, b); }                                         \
         static Reg sub(Reg a, Reg b) { return _mm256_sub_epi##BITS(a, b); }                                         \
         static Reg max(Reg a, Reg b) { return MAX(a, b); }                                                          \

@@ -51,6 +51,7 @@ inline __m512i rotated(__m512i x) {
         static Reg set1(Key a) { return _mm512_set1_epi##BITS(a); }                                                      \
         static Reg all_and(Reg a, Reg b) { return _mm512_and_si512(a, b); }                                              \
         static Reg all_or(Reg a, Reg b) { return _mm512_or_si512(a, b); }                                                \
+        static Reg all_not(Reg a) { return _mm512_ternarylogic_epi32(a, a, a, 0x0F); }                                   \
         static Reg add(Reg a, Reg b) { return _mm512_add_epi##BITS(a, b); }                                              \
         static Reg sub(Reg a, Reg b) { return _mm512_sub_epi##BITS(a, b); }                                              \
         static Reg max(Reg a, Reg b) { return _mm512_max_epi##BITS(a, b); }                                              \

@@ -115,9 +115,11 @@ void prune_groups(void* ptr, const Groups* groups, uint64_t first, uint64_t last
         if (g.inner == 1 && g.of == 16) return prune_neighbours<V, 16>(p, g, first, last, tally);
     }
     if (g.inner == 1 || g.of > longest_group) return prune_groups_scalar<Key>(p, groups, first, last, tally);
-    if (g.of == 4) return prune_columns<V, 4>(p, g, first, last, tally);
-    if (g.of == 8) return prune_columns<V, 8>(p, g, first, last, tally);
-    prune_columns<V, 0>(p, g, first, last, tally);
+    if (g.of == 4 && g.prune == 1) return prune_columns<V, ColumnsOfFour<V, 1>>(p, g, first, last, tally);
+    if (g.of == 4 && g.prune == 2) return prune_columns<V, ColumnsOfFour<V, 2>>(p, g, first, last, tally);
+    if (g.of == 4 && g.prune == 3) return prune_columns<V, ColumnsOfFour<V, 3>>(p, g, first, last, tally);
+    if (g.of == 8) return prune_columns<V, ColumnsByRank<V, 8>>(p, g, first, last, tally);
+    prune_columns<V, ColumnsByRank<V, 0>>(p, g, first, last, tally);
 }
 
 template <class V>

@@ -1,7 +1,8 @@
 // The kernels a vector at a time, for any `V` that wraps the vectors of one instruction set and one width of elements:
 //
 //   V::Key, V::Reg, V::Mask, V::lanes
-//   load, store, set1, all_and, all_or, add, sub, max      as their names say, on unaligned memory
+//   load, store, set1, all_and, all_or, all_not,
+//   add, sub, max                                           as their names say, on unaligned memory
 //   gt(a, b), eq(a, b), negative(a), from(n)                lane masks: signed comparisons, lanes n and up
 //   count(m), both(a, b), without(a, b)                     number of lanes, a & b, a & ~b
 //   min_where(a, m, b), add_where(a, m, b)                  min(a, b) or a + b where m, else a

@@ -132,10 +132,21 @@ HIGHEST = (1 << 63) - 1
 """The order key of weights to be kept whatever their score: above that of every score, infinity included."""
 
 
+def comparable(score: Tensor, what: str) -> Tensor:
+    """Scores as float64, which holds every narrower float and every integer up to 2**53 exactly.
+
+    Raises:
+        BadTensor: scores that are not real, or integers too large; ``what`` names the tensor.
+    """
+    if score.dtype.is_complex or score.dtype == torch.bool:
+        raise BadTensor(f"the criterion returned {score.dtype} scores for {what}: return real numbers.")
+    if score.dtype == torch.int64 and score.numel() and int(score.abs().max()) > 1 << 53:
+        raise BadTensor(f"the criterion returned integers beyond 2**53 for {what}: scores are compared as float64.")
+    return score.to(torch.float64)
+
+
 def order_key(score: Tensor, what: str) -> Tensor:
     """Integer keys (int64, same shape) above `LOWEST` whose order is that of signed scores; -0.0 equals 0.0.
-
-    Scores are compared as float64, which holds every narrower float and every integer up to 2**53 exactly.
 
     Raises:
         BadTensor: scores that are NaN, not real, or integers too large to compare; ``what`` names the tensor.
@@ -143,11 +154,7 @@ def order_key(score: Tensor, what: str) -> Tensor:
     >>> order_key(torch.tensor([-1.0, -0.0, 0.0, 2.0]), "w").argsort(stable=True).tolist()
     [0, 1, 2, 3]
     """
-    if score.dtype.is_complex or score.dtype == torch.bool:
-        raise BadTensor(f"the criterion returned {score.dtype} scores for {what}: return real numbers.")
-    if score.dtype == torch.int64 and score.numel() and int(score.abs().max()) > 1 << 53:
-        raise BadTensor(f"the criterion returned integers beyond 2**53 for {what}: scores are compared as float64.")
-    wide = score.to(torch.float64) + 0.0  # the sum turns -0.0 into 0.0
+    wide = comparable(score, what) + 0.0  # the sum turns -0.0 into 0.0
     nans = int(torch.isnan(wide).sum())
     if nans:
         raise BadTensor(

@@ -16,7 +16,7 @@ from secateur.errors import BadTensor
 
 from . import criteria as crit
 from .elements import chunks_of, dead, not_finite
-from .keys import LOWEST, order_key
+from .keys import LOWEST, comparable, order_key
 from .patterns import Grid, Reduction, UnitPattern
 from .select import Cut
 from .types import Part, Parts, Reduce, Spec
@@ -57,7 +57,7 @@ class UnitScorer:
     def _pieces(self, spec: Spec) -> Iterator[tuple[Part, Tensor]]:
         """Flat parts with the float64 values that a unit's score is made of: 0 where dead or not finite."""
         for part, scores in self.scored(spec):
-            values = scores.to(torch.float64).masked_fill(dead(part, self.nonfinite), 0.0)
+            values = comparable(scores, str(spec)).masked_fill(dead(part, self.nonfinite), 0.0)
             bad = ~torch.isfinite(values)
             if self.criterion is not crit.magnitude and bool(bad.any()):
                 raise BadTensor(
