@@ -39,14 +39,6 @@ struct alignas(128) Padded {
     Tally tally{0, 0, 0, 0, none};
 };
 
-void add(Tally& sum, const Tally& t) {
-    sum.below += t.below;
-    sum.inside += t.inside;
-    sum.zeros += t.zeros;
-    sum.max_key = std::max(sum.max_key, t.max_key);
-    sum.min_above = std::min(sum.min_above, t.min_above);
-}
-
 unsigned workers_for(uint64_t bytes) {
     return static_cast<unsigned>(std::clamp<uint64_t>(bytes / least_piece, 1, pool_size()));
 }
@@ -77,8 +69,6 @@ Tally over(const Share& share, Piece piece) {
     for (const Padded& t : tallies) add(sum, t.tally);
     return sum;
 }
-
-char* at(const Array& a, uint64_t i) { return static_cast<char*>(a.data) + i * a.width; }
 
 Tally in_width(Tally tally, int width) {
     tally.min_above = std::min(tally.min_above, all_ones(width));
@@ -129,18 +119,25 @@ Tally bracket(const Kernels& kernels, const Array& a, uint64_t lo, uint64_t hi, 
     return in_width(sum, a.width);
 }
 
-Tally cut(const Kernels& kernels, const Array& a, uint64_t cut_key, uint64_t cut_index, bool write) {
+Tally cut_piece(const Kernels& kernels, const Array& a, uint64_t cut_key, uint64_t cut_index, uint64_t begin,
+                uint64_t end, bool write) {
     const WidthKernels& k = of_width(kernels, a.width);
     const uint64_t last_before = std::min(cut_key, greatest_key(a.width));
     const uint64_t last_after = std::min(cut_key ? cut_key - 1 : 0, greatest_key(a.width));
-    const auto piece = [&](uint64_t begin, uint64_t end, uint64_t last, Tally* t) {
-        if (begin >= end) return;
-        write ? k.fill(at(a, begin), end - begin, last, t) : k.count(at(a, begin), end - begin, last, t);
+    const uint64_t middle = std::clamp(cut_index, begin, end);
+    Tally t = Padded().tally;
+    const auto part = [&](uint64_t from, uint64_t to, uint64_t last) {
+        if (from >= to) return;
+        write ? k.fill(at(a, from), to - from, last, &t) : k.count(at(a, from), to - from, last, &t);
     };
+    part(begin, middle, last_before);
+    part(middle, end, last_after);
+    return in_width(t, a.width);
+}
+
+Tally cut(const Kernels& kernels, const Array& a, uint64_t cut_key, uint64_t cut_index, bool write) {
     const Tally sum = over({a.n, uint64_t(a.width)}, [&](uint64_t begin, uint64_t end, unsigned, Tally* t) {
-        const uint64_t middle = std::clamp(cut_index, begin, end);
-        piece(begin, middle, last_before, t);
-        piece(middle, end, last_after, t);
+        add(*t, cut_piece(kernels, a, cut_key, cut_index, begin, end, write));
     });
     return in_width(sum, a.width);
 }

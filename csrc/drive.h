@@ -16,6 +16,16 @@ struct Array {
     int width;
 };
 
+inline char* at(const Array& a, uint64_t i) { return static_cast<char*>(a.data) + i * a.width; }
+
+inline void add(Tally& sum, const Tally& t) {
+    sum.below += t.below;
+    sum.inside += t.inside;
+    sum.zeros += t.zeros;
+    sum.max_key = t.max_key > sum.max_key ? t.max_key : sum.max_key;
+    sum.min_above = t.min_above < sum.min_above ? t.min_above : sum.min_above;
+}
+
 Tally scan(const Kernels& kernels, const Array& a);
 
 // Collects the keys in lo..hi in out[0 … inside-1], in no order; inside is all ones if there are more than `capacity`.
@@ -23,6 +33,10 @@ Tally bracket(const Kernels& kernels, const Array& a, uint64_t lo, uint64_t hi, 
 
 // Prunes key < cut_key, key == cut_key before flat index cut_index, and zeros; or only counts them.
 Tally cut(const Kernels& kernels, const Array& a, uint64_t cut_key, uint64_t cut_index, bool write);
+
+// The same for elements begin … end-1, in the caller's thread.
+Tally cut_piece(const Kernels& kernels, const Array& a, uint64_t cut_key, uint64_t cut_index, uint64_t begin,
+                uint64_t end, bool write);
 
 // bins[key >> shift & (nbins - 1)] += 1 where the bits of the key above those are `prefix`.
 void histogram(const Kernels& kernels, const Array& a, int shift, uint64_t prefix, int64_t* bins, uint64_t nbins);

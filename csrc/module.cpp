@@ -75,15 +75,57 @@ nb::tuple py_nm(uintptr_t ptr, uint64_t outer, uint64_t groups, uint64_t of, uin
 using Addresses = std::vector<uintptr_t>;
 using Sizes = std::vector<uint64_t>;
 
-nb::list py_kth_of_each(const Addresses& ptrs, const Sizes& sizes, const std::vector<int>& widths, const Sizes& ranks) {
+std::vector<Array> arrays_of(const Addresses& ptrs, const Sizes& sizes, const std::vector<int>& widths) {
     std::vector<Array> arrays;
     for (size_t i = 0; i < ptrs.size(); ++i) arrays.push_back(array(ptrs[i], sizes.at(i), widths.at(i)));
-    if (ranks.size() != arrays.size()) throw std::invalid_argument("one rank for each tensor");
-    const std::vector<Kth> found = released([&] { return kth_of_each(kernels(), arrays, ranks); });
+    return arrays;
+}
+
+void same_length(size_t a, size_t b) {
+    if (a != b) throw std::invalid_argument("one of each for every tensor");
+}
+
+nb::list listed(const std::vector<Kth>& found) {
     nb::list out;
     for (const Kth& f : found) {
         if (f.found) out.append(nb::make_tuple(f.key, f.below, f.ties, f.above, f.zeros, f.max_key));
         else out.append(nb::none());
+    }
+    return out;
+}
+
+nb::list py_kth_of_each(const Addresses& ptrs, const Sizes& sizes, const std::vector<int>& widths, const Sizes& ranks) {
+    const std::vector<Array> arrays = arrays_of(ptrs, sizes, widths);
+    same_length(ranks.size(), arrays.size());
+    return listed(released([&] { return kth_of_each(kernels(), arrays, ranks); }));
+}
+
+nb::list py_kth_of_all(const Addresses& ptrs, const Sizes& sizes, const std::vector<int>& widths, uint64_t rank) {
+    const std::vector<Array> arrays = arrays_of(ptrs, sizes, widths);
+    for (const Array& a : arrays) same_length(a.width, arrays[0].width);
+    return listed(released([&] { return kth_of_all(kernels(), arrays, rank); }));
+}
+
+nb::list py_cut_each(const Addresses& ptrs, const Sizes& sizes, const std::vector<int>& widths, const Sizes& keys,
+                     const Sizes& indices, bool write) {
+    const std::vector<Array> arrays = arrays_of(ptrs, sizes, widths);
+    same_length(keys.size(), arrays.size());
+    same_length(indices.size(), arrays.size());
+    const std::vector<Tally> found = released([&] { return cut_each(kernels(), arrays, keys, indices, write); });
+    nb::list out;
+    for (const Tally& t : found) out.append(nb::make_tuple(t.below, t.zeros, t.min_above, t.max_key));
+    return out;
+}
+
+nb::list py_bins_of_each(const Addresses& ptrs, const Sizes& sizes, const std::vector<int>& widths, int shift,
+                         const std::vector<int>& room) {
+    const std::vector<Array> arrays = arrays_of(ptrs, sizes, widths);
+    same_length(room.size(), arrays.size());
+    const std::vector<Bins> found = released([&] { return bins_of_each(kernels(), arrays, shift, room); });
+    nb::list out;
+    for (const Bins& f : found) {
+        const nb::bytes rows(reinterpret_cast<const char*>(f.bins.data()), f.bins.size() * sizeof(Bin));
+        out.append(nb::make_tuple(f.zeros, f.max_key, rows));
     }
     return out;
 }
@@ -102,6 +144,9 @@ NB_MODULE(_native, m) {
     m.def("count", &py_count, "ptr"_a, "n"_a, "width"_a, "cut_key"_a, "cut_index"_a);
     m.def("histogram", &py_histogram, "ptr"_a, "n"_a, "width"_a, "shift"_a, "prefix"_a, "bins_ptr"_a, "nbins"_a);
     m.def("kth_of_each", &py_kth_of_each, "ptrs"_a, "sizes"_a, "widths"_a, "ranks"_a);
+    m.def("kth_of_all", &py_kth_of_all, "ptrs"_a, "sizes"_a, "widths"_a, "rank"_a);
+    m.def("cut_each", &py_cut_each, "ptrs"_a, "sizes"_a, "widths"_a, "keys"_a, "indices"_a, "write"_a);
+    m.def("bins_of_each", &py_bins_of_each, "ptrs"_a, "sizes"_a, "widths"_a, "shift"_a, "room"_a);
     m.def("tie_index", &py_tie_index, "ptr"_a, "n"_a, "width"_a, "key"_a, "r"_a);
     m.def("lamp_table", &py_lamp_table, "ptr"_a, "n"_a, "width"_a, "shift"_a, "scale_exp"_a, "counts_ptr"_a,
           "sums_ptr"_a, "nbins"_a);

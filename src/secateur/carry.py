@@ -19,7 +19,7 @@ from secateur.core.patterns import Channel, Unstructured
 from secateur.core.plan import Plan, pack, row_of
 from secateur.core.select import Cut, identity
 from secateur.core.types import Part, Spec
-from secateur.core.write import count_row, write_row
+from secateur.core.write import count_row, write_rows
 from secateur.errors import BadInput, BadTensor, OutputExists, PlanMismatch, SecateurError, SecateurWarning
 from secateur.evaluate.norms import firing_norms
 from secateur.report.report import Report, ReportRow
@@ -75,12 +75,12 @@ def carry_out(made: Plan, store: Store, out: Path | None, overwrite: bool, targe
         return list(store.parts(specs[name], "whole"))
 
     with store.staged(out, overwrite):
-        measured = {}
+        measured = write_rows(made, store.parts, store.sum, part_of, store.write)
         for row in made.chosen:
-            m = write_row(made, row, store.parts, store.sum, part_of, store.write)
-            if m.zeros != row.prune:
-                raise SecateurError(f"wrote {m.zeros} zeros to {row.name!r} where the plan says {row.prune}: a bug.")
-            measured[row.name] = m
+            if measured[row.name].zeros != row.prune:
+                raise SecateurError(
+                    f"wrote {measured[row.name].zeros} zeros to {row.name!r} where the plan says {row.prune}: a bug."
+                )
         rest = {
             r.name: r
             for r in count_rows(

@@ -139,7 +139,8 @@ def gone(
     """Everything that is zero after ``k`` weights of a pool of tensors were asked for, zeros of before included."""
     if isinstance(pattern, secateur.Block | secateur.Channel):
         found = units_gone(pattern, criterion, pool, k, nonfinite, reduce)
-        return {n: g | (wide(pool[n]) == 0) for n, g in found.items()}
+        dead = {n: (wide(t) == 0) | (bad(t) & (nonfinite == "prune")) for n, t in pool.items()}
+        return {n: g | dead[n] for n, g in found.items()}
     own = {n: scores(criterion, n, t, nonfinite) for n, t in pool.items()}
     if isinstance(pattern, secateur.NM):
         return {n: groups_of_four(s, FEATURES[n][1]) for n, s in own.items()}

@@ -34,6 +34,10 @@ def facts(report: secateur.Report) -> list[tuple[Any, ...]]:
     return [(r.name, r.shape, r.dtype, r.role, r.zeros, r.threshold, r.asked) for r in report.chosen]
 
 
+ORDERED = "uniform_plus"
+"""The allocation that asks for the order of the layers, which only a module and its ``state_dict()`` know."""
+
+
 @pytest.mark.parametrize("case", PLAIN, ids=ids(PLAIN))
 def test_module_dict_wrappers_and_files_agree(case: Case, tmp_path: Path) -> None:
     dtype: str
@@ -44,7 +48,8 @@ def test_module_dict_wrappers_and_files_agree(case: Case, tmp_path: Path) -> Non
         seen = pruned(model, case)
         want = tensors(model)
 
-        as_dict = {n: t.clone() for n, t in dense.items()}
+        copied = {n: t.clone() for n, t in dense.items()}
+        as_dict: State = net(dtype, kind).state_dict() if case.allocation == ORDERED else copied
         assert facts(pruned(as_dict, case)) == facts(seen)
         same(as_dict, want)
 
@@ -55,7 +60,7 @@ def test_module_dict_wrappers_and_files_agree(case: Case, tmp_path: Path) -> Non
         folder = tmp_path / dtype
         for source in (save_one(dense, save_shards(dense, folder / "shards").parent), folder / "shards"):
             out = folder / "out" if source.is_dir() else folder / "out.safetensors"
-            if case.allocation == "uniform_plus":  # a file does not record the order of the layers
+            if case.allocation == ORDERED:
                 with pytest.raises(secateur.BadInput, match="needs the order of the layers"):
                     pruned(source, case, out=out)
                 assert not out.exists()
@@ -113,22 +118,17 @@ BY_NAME = [c for c in PLAIN if c.criterion == "random" and c.allocation in ("glo
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("case", BY_NAME, ids=ids(BY_NAME))
 def test_wrappers_and_the_order_of_a_dict_change_nothing(case: Case, wrapper: str) -> None:
-    if case.allocation == "uniform_plus" and wrapper == "dict in another order":
-        pytest.skip("the order of a dict is the order of its layers, which this allocation asks for")
     plain = net("bfloat16", "ties")
     want = facts(pruned(plain, case))
     wrapped = WRAPPERS[wrapper](net("bfloat16", "ties"))
+    if case.allocation == ORDERED and type(wrapped) is dict:
+        with pytest.raises(secateur.BadInput, match="needs the order of the layers"):
+            pruned(wrapped, case)
+        return
     assert facts(pruned(wrapped, case)) == want
-    state = wrapped.state_dict() if isinstance(wrapped, nn.Module) else wrapped
-    found = {n[n.index(c) :]: t for n, t in state.items() for c in CHOSEN if n.endswith(c)}
+    tensors_of = wrapped.state_dict() if isinstance(wrapped, nn.Module) else wrapped
+    found = {n[n.index(c) :]: t for n, t in tensors_of.items() for c in CHOSEN if n.endswith(c)}
     same(found, {n: plain.get_parameter(n) for n in CHOSEN})
-
-
-def test_layers_in_alphabetical_order_have_no_order() -> None:
-    """A file that was loaded into a dict has lost the order of the layers, which "uniform_plus" asks for."""
-    state = dict(sorted(net().state_dict().items()))
-    with pytest.raises(secateur.BadInput, match=r"needs the order of the layers.*Pass the model"):
-        secateur.prune(state, 0.4, allocation="uniform_plus")
 
 
 @pytest.mark.parametrize("case", [c for c in PLAIN if c.allocation in ("global", "lamp", "erk")], ids=str)

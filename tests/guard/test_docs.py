@@ -35,7 +35,7 @@ def run(page: Path) -> list[str]:
     failures: list[str] = []
     for line, code in blocks(page):
         if ">>> " in code:
-            shown = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line)
+            shown = doctest.DocTestParser().get_doctest(code, names, f"{page.name}:{line}", str(page), line)
             runner.run(shown, out=failures.append, clear_globs=False)
             names = shown.globs
         else:
@@ -48,7 +48,8 @@ def test_its_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)  # pages write files
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SecateurWarning)  # pages show what is warned about
-        assert not run(page)
+        failures = run(page)
+    assert not failures, "".join(failures)
 
 
 def test_every_public_name_is_shown_in_use() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import pytest
 import torch
 
 from benchmarks import probes
-from benchmarks.tools import TOOLS
+from benchmarks.tools import TOOLS, Tool
 
 OURS, TORCHS = TOOLS.values()
-SMALL = {**probes.PROBES, "P8": partial(probes.pooled, weights=4_000_000)}
+SMALL: dict[str, Callable[[Tool], probes.Answer]] = {**probes.PROBES, "P8": partial(probes.pooled, weights=4_000_000)}
 PAGE = Path(__file__).parents[2] / "docs" / "probes.md"
 
 

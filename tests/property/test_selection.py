@@ -12,7 +12,7 @@ from torch import Tensor
 import secateur
 from secateur.core.choose import Taken
 from secateur.core.make import Request, make
-from secateur.core.plan import Plan
+from secateur.core.plan import Plan, keep_mask
 from secateur.core.types import Part, Reduce, Spec
 from secateur.stores.base import matches
 
@@ -167,7 +167,7 @@ def keep_of_pieces(plan: Plan, store: Pieces, spec: Spec) -> tuple[Tensor, Tenso
     pieces = [p for p in store.parts(spec, "chunk") if p.tensor.numel()]
     none = torch.zeros(0)
     index = torch.cat([none.long(), *(p.index().reshape(-1) for p in pieces)])
-    return index, torch.cat([none.bool(), *(secateur.keep_mask(plan, p).reshape(-1) for p in pieces)])
+    return index, torch.cat([none.bool(), *(keep_mask(plan, p).reshape(-1) for p in pieces)])
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=str)
@@ -187,7 +187,7 @@ def test_two_workers_make_the_same_plan(
 
     assert Exchange(2).run(job) == [one, one]
     for spec in specs_of(tensors):
-        keep = secateur.keep_mask(one, Part(spec, tensors[spec.name])).reshape(-1)
+        keep = keep_mask(one, Part(spec, tensors[spec.name])).reshape(-1)
         assert int((~keep).sum()) == next(r.prune for r in one.rows if r.name == spec.name)
         found = [keep_of_pieces(one, store, spec) for store in stores]
         assert torch.equal(torch.cat([i for i, _ in found]).sort().values, torch.arange(spec.numel))
@@ -223,7 +223,7 @@ def test_the_mask_of_the_plan_is_the_mask_applied(
     before = {k: t.clone() for k, t in tensors.items()}
     with going(route):
         plan = secateur.plan(tensors, sparsity, include=list(tensors))
-        keep = {r.name: secateur.keep_mask(plan, Part(r.spec, tensors[r.name])) for r in plan.chosen}
+        keep = {r.name: keep_mask(plan, Part(r.spec, tensors[r.name])) for r in plan.chosen}
         report = secateur.apply(plan, tensors)
     n = sum(t.numel() for t in tensors.values())
     expected = oracles.smallest(before, half_even(n, sparsity))

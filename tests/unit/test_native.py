@@ -251,10 +251,9 @@ def test_nm_matches_a_sort_of_every_group(dtype: torch.dtype) -> None:
 
 @each_dtype
 def test_nm_on_tensors_that_are_shared_among_threads(dtype: torch.dtype) -> None:
-    for of, inner in [(2, 1), (4, 1), (8, 1), (16, 1), (4, 9), (8, 3), (6, 25), (4, 600), (4, 33)]:
-        groups = 200_000 // (of * inner)
-        for fill, prune in [("normal", of // 2), ("few values", of - 1), ("equal", 1)]:
-            check_nm(example(groups * of * inner, dtype, fill), (1, groups, of, inner), prune)
+    for of, inner in [(4, 1), (16, 1), (4, 9), (6, 25), (4, 600)]:
+        groups = 70_000 // (of * inner)  # at least two pieces in every width
+        check_nm(example(groups * of * inner, dtype, "few values"), (1, groups, of, inner), of // 2)
 
 
 def test_nm_of_one_huge_group() -> None:

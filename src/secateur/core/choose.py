@@ -136,7 +136,7 @@ def _keyed(source: Source, spec: Spec, pool: torch.dtype, block: int = 1) -> Key
     keyed = keyed_magnitude(spec, source.parts, pool, source.nonfinite, block)
     if block > 1 or pool != spec.dtype or source.nonfinite == "prune":
         return keyed
-    return Keyed(spec, keyed.chunks, partial(_histogram, spec, source.parts))
+    return Keyed(spec, keyed.chunks, partial(_histogram, spec, source.parts), partial(_count_ties, spec, source.parts))
 
 
 def _histogram(spec: Spec, parts: Parts, shift: int, width: int, prefix: int | None) -> Tensor | None:
@@ -146,6 +146,12 @@ def _histogram(spec: Spec, parts: Parts, shift: int, width: int, prefix: int | N
         if None not in bins
         else None
     )
+
+
+def _count_ties(spec: Spec, parts: Parts, key: int) -> tuple[int, int] | None:
+    found = [fast.count_ties(p, key) for p in parts(spec, "chunk")]
+    counted = [f for f in found if f is not None]
+    return (sum(b for b, _ in counted), sum(t for _, t in counted)) if len(counted) == len(found) else None
 
 
 @dataclass(frozen=True)
@@ -159,13 +165,14 @@ class Elements:
         s = self.source
         if self._fast and (picked := fast.pick(specs, s.parts, count)) is not None:
             return [self._taken(spec, p) for spec, p in zip(specs, picked, strict=True)]
-        facts = [s.facts(spec) for spec in specs]
+        for spec in specs:
+            s.facts(spec)  # refuses NaN and Inf
         space, pool = magnitude_space(specs) if s.by_magnitude else (SCORES, torch.float64)
         keyed = [_keyed(s, spec, pool) for spec in specs]
         cuts = smallest(keyed, count, space, s.reduce)
         if s.by_magnitude:
             cuts = own_cuts(cuts, specs, pool)
-        return [_measured(self, s, spec, c, f.zeros) for spec, c, f in zip(specs, cuts, facts, strict=True)]
+        return [settled(self, s, spec, c) for spec, c in zip(specs, cuts, strict=True)]
 
     def take_each(self, specs: Sequence[Spec], counts: Sequence[int]) -> list[Taken]:
         """See `Selector`."""

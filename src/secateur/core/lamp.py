@@ -21,7 +21,8 @@ from torch import Tensor
 
 from . import fast
 from .allocate import Bounds
-from .keys import FORMATS, magnitude_key
+from .elements import chunks_of
+from .keys import CHUNK, FORMATS, magnitude_key
 from .select import identity
 from .types import Parts, Reduce, Spec
 from .units import agree, exponent, larger, rounded, times_power
@@ -77,7 +78,7 @@ def integers(values: Floats, bits: int) -> Ints:
 
 def lamp_counts(specs: Sequence[Spec], limits: Sequence[Bounds], total: int, parts: Parts, reduce: Reduce) -> list[int]:
     """Counts whose sum is ``total``: those of the smallest ``(score, tensor rank, |w|)``, within the bounds."""
-    tables = [lamp_table(s, parts, reduce) for s in specs]
+    tables = lamp_tables(specs, parts, reduce)
     while True:
         scored = [t.scores() for t in tables]
         ends = [np.concatenate([[0], np.cumsum(t.counts)]) for t in tables]
@@ -126,51 +127,63 @@ def _reach(scores: Sequence[Floats], ends: Sequence[Ints], limits: Sequence[Boun
     return float(np.int64(hi).view(np.float64))
 
 
+def lamp_tables(specs: Sequence[Spec], parts: Parts, reduce: Reduce) -> list[LampTable]:
+    """The coarse table of every tensor: zeros, and ranges of the leading 15 bits of the key."""
+    out: dict[str, LampTable] = {}
+    for shift in {_shift(s) for s in specs} if reduce is identity else ():
+        some = [s for s in specs if _shift(s) == shift]
+        found = fast.lamp_bins(some, parts, shift, [_room(s) for s in some])
+        for s, (zeros, largest, rows) in zip(some, found or (), strict=found is not None):
+            top = exponent(torch.tensor(largest, dtype=torch.float64)) or 0
+            out[s.name] = _table(s, top, zeros, *rows.T)
+    return [out[s.name] if s.name in out else lamp_table(s, parts, reduce) for s in specs]
+
+
+def _shift(spec: Spec) -> int:
+    """Bits of the key that a coarse range leaves open."""
+    return max(0, FORMATS[spec.dtype].bits - DIGIT + 1)
+
+
+def _room(spec: Spec) -> int:
+    """Bits that one scaled square may take, so that the sum of all fits in 62."""
+    return 62 - max(0, (spec.numel - 1).bit_length())
+
+
 def lamp_table(spec: Spec, parts: Parts, reduce: Reduce) -> LampTable:
-    """The coarse table of one tensor: zeros, and ranges of the leading 15 bits of the key."""
-    f = FORMATS[spec.dtype]
-    shift = max(0, f.bits - DIGIT + 1)
-    bits = 62 - max(0, (spec.numel - 1).bit_length())
-    none, top = _extent(spec, parts, reduce)
-    nbins = 1 << (f.bits - shift)
-    table = torch.zeros(2, nbins, dtype=torch.int64)
-    for part in parts(spec, "chunk"):
-        if fast.lamp_bins(part, shift, bits - 2 * top, table):
-            continue
-        for chunk in part.chunks(1 << 20):
-            bins = magnitude_key(chunk.tensor) >> shift
-            table[0] += torch.bincount(bins, minlength=nbins).cpu()
-            share = times_power(chunk.tensor.detach().to(torch.float64), -top)
-            table[1].index_add_(0, bins.cpu(), rounded(share * share, bits).cpu())
-    counts, sums = reduce(table).numpy()
-    if shift:  # zeros are a key of their own; the rest of the first bin is the smallest subnormals
-        counts[0] -= none
-    live = np.flatnonzero(counts)
-    first, counts, sums = live << shift, counts[live], sums[live]
-    last = first + (1 << shift) - 1
-    if not shift:
-        sums = counts * integers(squares(spec, first, top), bits)
-    elif len(first) and first[0] == 0:
-        first[0] = 1
-    if shift and none:
-        first, last, counts, sums = (
-            np.concatenate([[v], x]) for v, x in ((0, first), (0, last), (none, counts), (0, sums))
-        )
-    return LampTable(spec, top, bits, first, last, counts, sums)
-
-
-def _extent(spec: Spec, parts: Parts, reduce: Reduce) -> tuple[int, int]:
-    """(zeros, binary exponent of the largest magnitude) of one tensor, over all workers."""
+    """The coarse table of one tensor, from its parts."""
+    shift, bits = _shift(spec), _room(spec)
     zeros, e = 0, None
-    for part in parts(spec, "chunk"):
-        found = fast.extent(part)
-        if found is not None:
-            zeros, e = zeros + found[0], larger(e, exponent(found[1]))
-            continue
-        for chunk in part.chunks(1 << 20):
-            zeros += int((magnitude_key(chunk.tensor) == 0).sum())
-            e = larger(e, exponent(chunk.tensor.detach().to(torch.float64)))
-    return int(reduce(torch.tensor([zeros]))[0]), agree(e, reduce)
+    for chunk in chunks_of(spec, parts):
+        zeros += int((magnitude_key(chunk.tensor) == 0).sum())
+        e = larger(e, exponent(chunk.tensor.detach().to(torch.float64)))
+    top = agree(e, reduce)
+    table = torch.zeros(2, 1 << (FORMATS[spec.dtype].bits - shift), dtype=torch.int64)
+    for chunk in chunks_of(spec, parts):
+        bins = magnitude_key(chunk.tensor) >> shift
+        table[0] += torch.bincount(bins, minlength=table.shape[1]).cpu()
+        share = times_power(chunk.tensor.detach().to(torch.float64), -top)
+        table[1].index_add_(0, bins.cpu(), rounded(share * share, bits).cpu())
+    counts, sums = reduce(table).numpy()
+    live = np.flatnonzero(counts)
+    return _table(spec, top, int(reduce(torch.tensor([zeros]))[0]), live, counts[live], sums[live])
+
+
+def _table(spec: Spec, top: int, zeros: int, bins: Ints, counts: Ints, sums: Ints) -> LampTable:
+    """A table from the bins that occur, zeros apart from the smallest subnormals that share their bin."""
+    shift, bits = _shift(spec), _room(spec)
+    first, counts = bins << shift, counts.copy()
+    last = first + (1 << shift) - 1
+    if not shift:  # a bin is a key, so its sum follows from its count
+        sums = counts * integers(squares(spec, first, top), bits)
+    elif zeros:
+        counts[0] -= zeros
+        first, last, counts, sums = (
+            np.concatenate([[v], x]) for v, x in ((0, first), (0, last), (zeros, counts), (0, sums))
+        )
+        first[1] = 1
+        live = counts > 0
+        first, last, counts, sums = first[live], last[live], counts[live], sums[live]
+    return LampTable(spec, top, bits, first, last, counts, sums)
 
 
 def refine(table: LampTable, which: NDArray[np.bool_], parts: Parts, reduce: Reduce) -> LampTable:
@@ -216,6 +229,6 @@ def _keys_between(spec: Spec, parts: Parts, lo: int, hi: int) -> Iterator[Tensor
         if found is not None:
             yield found
             continue
-        for chunk in part.chunks(1 << 20):
+        for chunk in part.chunks(CHUNK):
             keys = magnitude_key(chunk.tensor)
             yield keys[(keys >= lo) & (keys <= hi)].cpu()

@@ -51,12 +51,14 @@ class Space:
 class Keyed:
     """A tensor and how to read its keys: pairs of flat int64 keys and the `Part` they belong to, in pieces.
 
-    ``histogram(shift, width, prefix)`` is an optional faster way to count one digit of the same keys.
+    ``histogram(shift, width, prefix)`` and ``count(key)`` are optional faster ways to count one digit of the same keys,
+    and those that are (smaller, equal).
     """
 
     spec: Spec
     chunks: Callable[[], Iterator[tuple[Tensor, Part]]]
     histogram: Callable[[int, int, int | None], Tensor | None] | None = None
+    count: Callable[[int], tuple[int, int] | None] | None = None
 
 
 def identity(counts: Tensor) -> Tensor:
@@ -131,11 +133,21 @@ def smallest(tensors: Sequence[Keyed], count: int, space: Space, reduce: Reduce 
     below = torch.zeros(len(tensors), dtype=torch.int64)
     ties = torch.zeros(len(tensors), dtype=torch.int64)
     for i, t in enumerate(tensors):
-        for keys, _ in t.chunks():
-            below[i] += int((keys < key).sum())
-            ties[i] += int((keys == key).sum())
+        below[i], ties[i] = _count(t, key)
     below, ties = reduce(torch.stack([below, ties]))
     return split_ties(tensors, key, count - int(below.sum()), ties.tolist(), reduce)
+
+
+def _count(keyed: Keyed, key: int) -> tuple[int, int]:
+    """How many keys of one tensor are smaller than the given one, and how many equal."""
+    fast = keyed.count(key) if keyed.count else None
+    if fast is not None:
+        return fast
+    below = ties = 0
+    for keys, _ in keyed.chunks():
+        below += int((keys < key).sum())
+        ties += int((keys == key).sum())
+    return below, ties
 
 
 def split_ties(tensors: Sequence[Keyed], key: int, left: int, ties: Sequence[int], reduce: Reduce) -> list[Cut]:

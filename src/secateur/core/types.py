@@ -71,11 +71,13 @@ class Part:
         tensor: the values, any strides; the store's own storage where it can be written in place.
         start: flat index, in the whole tensor, of the first element of a piece that is contiguous there in row-major
             order; or an int64 tensor of ``tensor``'s shape with every element's flat index (a strided shard).
+        resident: whether the values are in memory anyway, so that holding the part costs nothing.
     """
 
     spec: Spec
     tensor: Tensor
     start: int | Tensor = 0
+    resident: bool = False
 
     @property
     def whole(self) -> bool:

@@ -56,8 +56,37 @@ def count_row(plan: Plan, row: Row, parts: Parts, reduce: Reduce) -> Taken:
     return Taken(row.cut, m.zeros, before.total(reduce).zeros, m.threshold)  # type: ignore[arg-type]
 
 
-def write_row(plan: Plan, row: Row, parts: Parts, reduce: Reduce, part_of: PartsOf, write: Write) -> Measured:
-    """Zeros in place what the plan prunes of one tensor, and of the tensors that follow it; counts while writing."""
+def write_rows(plan: Plan, parts: Parts, reduce: Reduce, part_of: PartsOf, write: Write) -> dict[str, Measured]:
+    """Zeros in place what a plan prunes, and what follows it; counts while writing. Measures by name."""
+    done = _together(plan, parts, reduce)
+    for row in plan.chosen:
+        if row.name not in done:
+            done[row.name] = _write_row(plan, row, parts, reduce, part_of, write)
+    return done
+
+
+def _together(plan: Plan, parts: Parts, reduce: Reduce) -> dict[str, Measured]:
+    """Single weights by magnitude of tensors that are in memory anyway, in one go."""
+    if reduce is not identity or not _simple(plan) or isinstance(plan.pattern, NM):
+        return {}
+    found = [list(parts(row.spec, "whole")) for row in plan.chosen]
+    whole = [(row, p[0]) for row, p in zip(plan.chosen, found, strict=True) if len(p) == 1 and p[0].resident]
+    whole = [(row, p) for row, p in whole if fast.memory(p) is not None]
+    counted = fast.fill_each([p for _, p in whole], [row.cut for row, _ in whole if row.cut is not None])
+    if counted is None:
+        return {}
+    for _, p in whole:
+        torch.autograd.graph.increment_version(p.tensor)
+    return {row.name: Measured(*c) for (row, _), c in zip(whole, counted, strict=True)}
+
+
+def _simple(plan: Plan) -> bool:
+    """Whether the native routines know the plan's keys."""
+    by_magnitude = plan.masks is None and plan.criterion == "magnitude" and plan.nonfinite != "prune"
+    return by_magnitude and not isinstance(plan.pattern, Block | Channel)
+
+
+def _write_row(plan: Plan, row: Row, parts: Parts, reduce: Reduce, part_of: PartsOf, write: Write) -> Measured:
     whole = list(parts(row.spec, "whole"))
     measured = _fast(plan, row, whole) if reduce is identity else None
     if measured is None:
@@ -91,9 +120,7 @@ def _only(part: Part, spec: Spec, align: Align) -> list[Part]:
 
 def _fast(plan: Plan, row: Row, found: list[Part]) -> Measured | None:
     """Elements and full N:M by magnitude, in contiguous memory."""
-    if plan.masks is not None or plan.criterion != "magnitude" or plan.nonfinite == "prune" or row.followers:
-        return None
-    if len(found) != 1 or row.cut is None or isinstance(plan.pattern, Block | Channel):
+    if len(found) != 1 or row.cut is None or not _simple(plan):
         return None
     part = replace(found[0], spec=row.spec)
     if isinstance(plan.pattern, NM):

@@ -60,6 +60,12 @@ def _array(t: Tensor) -> tuple[int, int, int]:
     return t.data_ptr(), t.numel(), t.element_size()
 
 
+def _arrays(tensors: Sequence[Tensor]) -> tuple[list[int], list[int], list[int]]:
+    """Addresses, numbers of elements and widths of many tensors."""
+    arrays = [_array(t) for t in tensors]
+    return [a[0] for a in arrays], [a[1] for a in arrays], [a[2] for a in arrays]
+
+
 def _table(t: Tensor) -> tuple[int, int]:
     """Address and length of an int64 table."""
     if t.dtype != torch.int64:
@@ -166,10 +172,45 @@ def kth_of_each(tensors: Sequence[Tensor], ranks: Sequence[int]) -> list[tuple[i
         For each tensor ``(key, below, ties, above, zeros, max_key)``: how many keys are smaller and equal, and the
         smallest larger one; ``key`` is 0 if the rank lies among the zeros. ``None`` where a sample misled.
     """
-    arrays = [_array(t) for t in tensors]
-    found: list[tuple[int, int, int, int, int, int] | None] = _kernels().kth_of_each(
-        [a[0] for a in arrays], [a[1] for a in arrays], [a[2] for a in arrays], list(ranks)
-    )
+    found: list[tuple[int, int, int, int, int, int] | None] = _kernels().kth_of_each(*_arrays(tensors), list(ranks))
+    return found
+
+
+def kth_of_all(tensors: Sequence[Tensor], rank: int) -> list[tuple[int, int, int, int, int, int]]:
+    """The ``rank``-th smallest key of all tensors together (from 1); they have one dtype.
+
+    Returns:
+        For each tensor ``(key, below, ties, above, zeros, max_key)`` as `kth_of_each`, ``key`` being the same for all;
+        empty if the sample misled.
+    """
+    found: list[tuple[int, int, int, int, int, int]] = _kernels().kth_of_all(*_arrays(tensors), rank)
+    return found
+
+
+def cut_each(
+    tensors: Sequence[Tensor], keys: Sequence[int], indices: Sequence[int], write: bool
+) -> list[tuple[int, int, int, int]]:
+    """`fill` (with ``write``) or `count` of many tensors, each with a cut of its own, in one go.
+
+    Returns:
+        For each tensor ``(pruned, zeros, min_survivor, max_key)``, pruned including those that were zero.
+    """
+    found: list[tuple[int, int, int, int]] = _kernels().cut_each(*_arrays(tensors), list(keys), list(indices), write)
+    return found
+
+
+def bins_of_each(tensors: Sequence[Tensor], shift: int, room: Sequence[int]) -> list[tuple[int, int, bytes]]:
+    """What `lamp_table` (4 and 8 bytes) or `histogram` (1 and 2 bytes) gives, for many tensors, without empty bins.
+
+    Args:
+        tensors: the weights, finite.
+        shift: bits of the key below the bin.
+        room: for each tensor, the squares are scaled by ``2 ** (room - 2 e)`` with ``|x| < 2**e`` for all of it.
+
+    Returns:
+        For each tensor ``(zeros, max_key, rows)``; rows are int64 triples ``(bin, count, sum)`` in ascending order.
+    """
+    found: list[tuple[int, int, bytes]] = _kernels().bins_of_each(*_arrays(tensors), shift, list(room))
     return found
 
 

@@ -83,7 +83,7 @@ class MemoryStore:
         Raises:
             BadInput: a spec of another store.
         """
-        return (Part(spec, self.entry(spec).tensor.detach()),)
+        return (Part(spec, self.entry(spec).tensor.detach(), resident=True),)
 
     sum = staticmethod(identity)  # one worker: the core then knows that all there is lies in this memory
 
