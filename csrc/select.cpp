@@ -28,7 +28,7 @@ T key_of(T bits) {
 // A thread's own memory, kept from tensor to tensor.
 template <class T>
 struct Scratch {
-    std::vector<T> sample, inside, narrower, buffer;
+    std::vector<T> sample, inside, copy, narrower, buffer;
 };
 
 struct Window {
@@ -84,22 +84,20 @@ bool collect(const WidthKernels& k, const T* p, uint64_t n, Window w, uint64_t m
 
 Tally empty() { return {0, 0, 0, 0, none}; }
 
-// The rank-th smallest of keys, by windows that get narrower.
+// The rank-th smallest of keys, by windows that get narrower. The keys are used up.
 template <class T>
-T nth(const WidthKernels& k, const std::vector<T>& keys, uint64_t rank, Scratch<T>& s) {
-    s.narrower.assign(keys.begin(), keys.end());
-    while (s.narrower.size() > small) {
-        const uint64_t n = s.narrower.size();
-        const Window w = window(s.narrower.data(), n, rank, uint64_t(1) << 10, s.sample);
-        s.buffer.resize(n + slack);
+T nth(const WidthKernels& k, std::vector<T>& keys, uint64_t rank, Scratch<T>& s) {
+    while (keys.size() > small) {
+        const uint64_t n = keys.size();
+        const Window w = window(keys.data(), n, rank, uint64_t(1) << 10, s.sample);
         Tally t = empty();
-        k.bracket(s.narrower.data(), n, w.lo, w.hi, s.buffer.data(), &t);
-        if (rank <= t.below || rank > t.below + t.inside || t.inside == n) break;
+        if (!collect(k, keys.data(), n, w, n / 2, s.narrower, s.buffer, &t)) break;
+        if (rank <= t.below || rank > t.below + t.inside) break;
         rank -= t.below;
-        s.narrower.assign(s.buffer.begin(), s.buffer.begin() + static_cast<int64_t>(t.inside));
+        keys.assign(s.narrower.begin(), s.narrower.end());
     }
-    const auto at = s.narrower.begin() + static_cast<int64_t>(rank - 1);
-    std::nth_element(s.narrower.begin(), at, s.narrower.end());
+    const auto at = keys.begin() + static_cast<int64_t>(rank - 1);
+    std::nth_element(keys.begin(), at, keys.end());
     return *at;
 }
 
@@ -117,7 +115,10 @@ Kth kth(const WidthKernels& k, const Array& a, uint64_t rank, Scratch<T>& s) {
     if (!zeros_only && (rank <= t.below || rank > t.below + t.inside)) return result;
     if (zeros_only && w.lo != 1) return result;
     Tally among = empty();
-    if (!zeros_only) result.key = nth(k, s.inside, rank - t.below, s);
+    if (!zeros_only) {
+        s.copy.assign(s.inside.begin(), s.inside.end());
+        result.key = nth(k, s.copy, rank - t.below, s);
+    }
     s.buffer.resize(s.inside.size() + slack);
     k.bracket(s.inside.data(), s.inside.size(), std::max<uint64_t>(result.key, 1), result.key, s.buffer.data(), &among);
     result.below = zeros_only ? 0 : t.below + among.below;
@@ -202,6 +203,7 @@ std::vector<Kth> kth_of_all_wide(const WidthKernels& k, const std::vector<Array>
     Tallies tallies(workers, std::vector<Tally>(arrays.size(), empty()));
     std::vector<std::vector<Found>> found(workers);
     std::vector<std::vector<T>> inside(workers), buffers(workers);
+    for (auto& some : inside) some.reserve(most);  // address space; only what is written takes memory
     std::atomic<uint64_t> collected{0};
     over_all(arrays, [&](size_t i, uint64_t begin, uint64_t end, unsigned worker) {
         if (collected.load(std::memory_order_relaxed) > most) return;
@@ -229,6 +231,7 @@ std::vector<Kth> kth_of_all_wide(const WidthKernels& k, const std::vector<Array>
     if (!zeros_only) {
         Scratch<T> s;
         std::vector<T> all;
+        all.reserve(collected);
         for (const auto& some : inside) all.insert(all.end(), some.begin(), some.end());
         key = nth(k, all, rank - below, s);
     }

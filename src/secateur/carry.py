@@ -89,7 +89,7 @@ def carry_out(made: Plan, store: Store, out: Path | None, overwrite: bool, targe
         }
     asked = {r.name: r.asked for r in made.rows}
     rows = [
-        _written(specs[r.name], measured[r.name], asked[r.name]) if r.name in measured else rest[r.name]
+        _written(specs[r.name], measured[r.name], asked[r.name], store, made) if r.name in measured else rest[r.name]
         for r in made.rows
     ]
     what = {
@@ -122,8 +122,9 @@ def _row(spec: Spec, **more: object) -> ReportRow:
     return ReportRow(spec.name, spec.shape, dtype, spec.role, spec.numel, aliases=spec.aliases, **more)  # type: ignore[arg-type]
 
 
-def _written(spec: Spec, m: Measured, asked: int | None) -> ReportRow:
-    return _row(spec, zeros=m.zeros, threshold=m.threshold, asked=asked)
+def _written(spec: Spec, m: Measured, asked: int | None, store: Store, made: Plan) -> ReportRow:
+    kept = survey(spec, store.parts, store.sum).nonfinite if made.nonfinite == "keep" else 0
+    return _row(spec, zeros=m.zeros, threshold=m.threshold, asked=asked, nonfinite=kept)
 
 
 def count_rows(specs: Sequence[Spec], store: Store) -> tuple[ReportRow, ...]:

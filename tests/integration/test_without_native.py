@@ -33,6 +33,6 @@ def test_the_extension_is_there_where_it_is_required() -> None:
 def test_the_twins_give_the_same_masks() -> None:
     here, twin = results(), child(SECATEUR_NATIVE="0")
     assert twin["native"] is False
-    assert len(here) == len(DTYPES) * len(WAYS)
-    assert len(set(here.values())) == len(here)  # so that equal digests below mean equal masks
+    for dtype in DTYPES:  # no two ways of pruning leave the same masks, so equal digests mean something
+        assert len({here[f"{dtype} {way}"] for way in WAYS}) == len(WAYS)
     assert here == twin["masks"]

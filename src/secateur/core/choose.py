@@ -23,6 +23,7 @@ from .elements import (
     Facts,
     Meter,
     Scored,
+    dead,
     kept_scores,
     keyed_magnitude,
     keyed_scores,
@@ -251,15 +252,19 @@ class Groups:
 
 @dataclass(frozen=True)
 class Units:
-    """Blocks and channels: the cut is a pair of unit key and unit number."""
+    """Blocks and channels: the cut is a pair of unit key and unit number.
+
+    ``most`` caps how many weights of a tensor may be zero afterwards, by name.
+    """
 
     source: Source
     pattern: UnitPattern
+    most: dict[str, int] = field(default_factory=dict)
     _tables: dict[str, UnitTable] = field(default_factory=dict)
 
     def take(self, specs: Sequence[Spec], count: int) -> list[Taken]:
         """See `Selector`."""
-        cuts = smallest_units([self.table(s) for s in specs], count)
+        cuts = smallest_units([self.table(s) for s in specs], count, [self.most.get(s.name) for s in specs])
         return [
             _measured(self, self.source, spec, c, self.source.facts(spec).zeros)
             for spec, c in zip(specs, cuts, strict=True)
@@ -291,7 +296,8 @@ class Units:
         which = units_gone(table, cut)
         for part in self.source.parts(spec, "chunk"):
             for chunk in part.chunks(1 << 20):
-                yield chunk, expand(table, which, chunk)
+                gone = expand(table, which, chunk)
+                yield chunk, gone | dead(chunk, "prune") if self.source.nonfinite == "prune" else gone
 
 
 def selector_of(pattern: Pattern, source: Source) -> Selector:

@@ -30,6 +30,7 @@ from .units import agree, exponent, larger, rounded, times_power
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 DIGIT = 16
+BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class LampTable:
             lowest = np.where(low == 0.0, 0.0, top / at_least)
             highest = np.where(high == 0.0, 0.0, high * unit / above)
         highest[-1:] = np.inf  # the largest weight's score is 1 whatever rounding says
+        if self.first is self.last:
+            return lowest, lowest
         return lowest, np.where(self.first == self.last, lowest, highest)
 
 
@@ -79,23 +82,23 @@ def integers(values: Floats, bits: int) -> Ints:
 def lamp_counts(specs: Sequence[Spec], limits: Sequence[Bounds], total: int, parts: Parts, reduce: Reduce) -> list[int]:
     """Counts whose sum is ``total``: those of the smallest ``(score, tensor rank, |w|)``, within the bounds."""
     tables = lamp_tables(specs, parts, reduce)
+    scored = [t.scores() for t in tables]
+    ends = [_ends(t, b) for t, b in zip(tables, limits, strict=True)]
     while True:
-        scored = [t.scores() for t in tables]
-        ends = [np.concatenate([[0], np.cumsum(t.counts)]) for t in tables]
-        first = _reach([low for low, _ in scored], ends, limits, total)
-        last = _reach([high for _, high in scored], ends, limits, total)
-        todo = [
-            (i, (t.first < t.last) & (low <= last) & (high >= first))
-            for i, (t, (low, high)) in enumerate(zip(tables, scored, strict=True))
-        ]
-        todo = [(i, which) for i, which in todo if which.any()]
-        if not todo:
+        lows, highs = [low for low, _ in scored], [high for _, high in scored]
+        exact = all((t.first == t.last).all() for t in tables)
+        first = _reach(lows, ends, total)
+        last = first if exact else _reach(highs, ends, total)
+        refined = False
+        for i, t in enumerate(tables):
+            which = (t.first < t.last) & (lows[i] <= last) & (highs[i] >= first)
+            if which.any():
+                tables[i], refined = refine(t, which, parts, reduce), True
+                scored[i], ends[i] = tables[i].scores(), _ends(tables[i], limits[i])
+        if not refined:
             break
-        for i, which in todo:
-            tables[i] = refine(tables[i], which, parts, reduce)
-    lows = [low for low, _ in scored]
-    below = _counts(lows, ends, limits, last, "left")
-    upto = _counts(lows, ends, limits, last, "right")
+    below = [int(e[np.searchsorted(v, last, side="left")]) for v, e in zip(lows, ends, strict=True)]
+    upto = [int(e[np.searchsorted(v, last, side="right")]) for v, e in zip(lows, ends, strict=True)]
     missing = total - sum(below)
     for i, most in enumerate(upto):
         step = min(most - below[i], missing)
@@ -104,39 +107,44 @@ def lamp_counts(specs: Sequence[Spec], limits: Sequence[Bounds], total: int, par
     return below
 
 
-def _counts(scores: Sequence[Floats], ends: Sequence[Ints], limits: Sequence[Bounds], s: float, side: str) -> list[int]:
-    """Weights a tensor with scores < s ("left") or <= s ("right"), within the bounds."""
-    found = [int(e[np.searchsorted(v, s, side=side)]) for v, e in zip(scores, ends, strict=True)]  # type: ignore[call-overload]
-    return [min(max(c, b.low), b.high) for c, b in zip(found, limits, strict=True)]
+def _ends(table: LampTable, limit: Bounds) -> Ints:
+    """How many weights lie below each range of a tensor, and below the end, within the tensor's bounds."""
+    ends: Ints = np.clip(np.concatenate([[0], np.cumsum(table.counts)]), limit.low, limit.high)
+    return ends
 
 
-def _reach(scores: Sequence[Floats], ends: Sequence[Ints], limits: Sequence[Bounds], total: int) -> float:
+def _reach(scores: Sequence[Floats], ends: Sequence[Ints], total: int) -> float:
     """The smallest score s at which the counts with scores <= s add up to ``total``.
 
     Bisection over the bits of a float64, which order non-negative numbers; 255 cuts at a time.
     """
     lo, hi = -1, int(np.float64(np.inf).view(np.int64))
     while hi - lo > 1:
-        steps = np.unique(np.array([lo + (hi - lo) * i // 256 for i in range(1, 256)], np.int64))
-        steps = steps[steps > lo]
-        sums = np.zeros(len(steps), np.int64)
-        for v, e, b in zip(scores, ends, limits, strict=True):
-            sums += np.clip(e[np.searchsorted(v, steps.view(np.float64), side="right")], b.low, b.high)
-        at = int(np.searchsorted(sums, total))
-        lo, hi = int(steps[at - 1]) if at else lo, int(steps[at]) if at < len(steps) else hi
+        cuts = np.array(sorted({lo + (hi - lo) * i // 256 for i in range(1, 256)} - {lo}), np.int64)
+        at = cuts.view(np.float64)
+        sums = np.zeros(len(cuts), np.int64)
+        for v, e in zip(scores, ends, strict=True):
+            sums += e[v.searchsorted(at, side="right")]
+        found = int(sums.searchsorted(total))
+        lo, hi = int(cuts[found - 1]) if found else lo, int(cuts[found]) if found < len(cuts) else hi
     return float(np.int64(hi).view(np.float64))
 
 
 def lamp_tables(specs: Sequence[Spec], parts: Parts, reduce: Reduce) -> list[LampTable]:
     """The coarse table of every tensor: zeros, and ranges of the leading 15 bits of the key."""
-    out: dict[str, LampTable] = {}
-    for shift in {_shift(s) for s in specs} if reduce is identity else ():
-        some = [s for s in specs if _shift(s) == shift]
-        found = fast.lamp_bins(some, parts, shift, [_room(s) for s in some])
+    if reduce is not identity:
+        return [lamp_table(s, parts, reduce) for s in specs]
+    out: list[LampTable] = []
+    for at in range(0, len(specs), BATCH):  # a few at a time: what comes back of each is larger than what is kept
+        some = specs[at : at + BATCH]
+        same = len({_shift(s) for s in some}) == 1
+        found = fast.lamp_bins(some, parts, _shift(some[0]), [_room(s) for s in some]) if same else None
+        if found is None:
+            out += [lamp_table(s, parts, reduce) for s in some]
         for s, (zeros, largest, rows) in zip(some, found or (), strict=found is not None):
             top = exponent(torch.tensor(largest, dtype=torch.float64)) or 0
-            out[s.name] = _table(s, top, zeros, *rows.T)
-    return [out[s.name] if s.name in out else lamp_table(s, parts, reduce) for s in specs]
+            out.append(_table(s, top, zeros, *np.ascontiguousarray(rows.T)))
+    return out
 
 
 def _shift(spec: Spec) -> int:
@@ -171,12 +179,12 @@ def lamp_table(spec: Spec, parts: Parts, reduce: Reduce) -> LampTable:
 def _table(spec: Spec, top: int, zeros: int, bins: Ints, counts: Ints, sums: Ints) -> LampTable:
     """A table from the bins that occur, zeros apart from the smallest subnormals that share their bin."""
     shift, bits = _shift(spec), _room(spec)
-    first, counts = bins << shift, counts.copy()
-    last = first + (1 << shift) - 1
+    first = bins << shift
+    last = first + (1 << shift) - 1 if shift else first
     if not shift:  # a bin is a key, so its sum follows from its count
         sums = counts * integers(squares(spec, first, top), bits)
     elif zeros:
-        counts[0] -= zeros
+        counts = counts - zeros * (np.arange(len(counts)) == 0)
         first, last, counts, sums = (
             np.concatenate([[v], x]) for v, x in ((0, first), (0, last), (zeros, counts), (0, sums))
         )

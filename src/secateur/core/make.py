@@ -229,8 +229,12 @@ class _Maker:
             if isinstance(cap, Mapping):
                 cap = pick(cap, s, self.match, "max_sparsity")
             gone, kept = (f.nonfinite, 0) if dropped else (0, f.nonfinite)
-            low = self.selector.dead_weights(s) if isinstance(self.selector, Units) else f.zeros + gone
-            out.append(bounds(s, low, cap, max(r.min_keep, kept)))
+            found = bounds(s, f.zeros + gone, cap, max(r.min_keep, kept))
+            if isinstance(self.selector, Units):  # only zeros that fill a unit come first
+                if self._capped:
+                    self.selector.most[s.name] = found.high
+                found = replace(found, low=self.selector.dead_weights(s))
+            out.append(found)
         return out
 
     @property
@@ -249,6 +253,8 @@ class _Maker:
             return [None] * len(self.specs), self.selector.take(self.specs, total)
         limits = self._limits()
         refuse_infeasible(self.specs, limits, total)
+        if isinstance(self.selector, Units):
+            return [None] * len(self.specs), self.selector.take(self.specs, total)
         high = {s.name: b.high for s, b in zip(self.specs, limits, strict=True)}
         held: dict[str, Taken] = {}
         while True:

@@ -26,11 +26,12 @@ _SLOTS, _ZERO_SLOT = 2200, 1100  # one slot for each binary exponent of float64,
 
 @dataclass(frozen=True)
 class UnitTable:
-    """One tensor's units and their order keys (int64, `LOWEST` for units that are wholly zero)."""
+    """One tensor's units: order keys (int64, `LOWEST` for units that are wholly zero) and weights that are not zero."""
 
     spec: Spec
     grid: Grid
     keys: Tensor
+    live: Tensor
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class UnitScorer:
         else:
             scores, live = self._reduced(spec, grid, self.pattern.reduce or "l2")
         keys = order_key(scores, str(spec)).masked_fill_(live == 0, LOWEST)
-        return UnitTable(spec, grid, keys)
+        return UnitTable(spec, grid, keys, live)
 
     def _pieces(self, spec: Spec) -> Iterator[tuple[Part, Tensor]]:
         """Flat parts with the float64 values that a unit's score is made of: 0 where dead or not finite."""
@@ -143,27 +144,46 @@ def rounded(values: Tensor, bits: int) -> Tensor:
     return torch.round(values * float(1 << bits)).to(torch.int64)
 
 
-def smallest_units(tables: Sequence[UnitTable], count: int) -> list[Cut]:
+def within(table: UnitTable, most: int | None) -> Tensor:
+    """Which units may go without more than ``most`` of the tensor's weights being zero afterwards; bool.
+
+    Those are the first in order; single zeros in units that stay count too, and units that are zero already may always go.
+    """
+    if most is None:
+        return torch.ones_like(table.keys, dtype=torch.bool)
+    order = torch.sort(table.keys, stable=True).indices
+    zeros = table.grid.units * table.grid.unit_size - int(table.live.sum())
+    fits = table.live[order].cumsum(0) <= max(0, most - zeros)
+    return torch.zeros_like(fits).scatter_(0, order, fits)
+
+
+def smallest_units(tables: Sequence[UnitTable], count: int, most: Sequence[int | None]) -> list[Cut]:
     """The cuts that prune the most units, taken in order, whose weights do not exceed ``count``; zero units always.
 
-    Units are few beside weights, and every worker holds the whole (added) table, so this one sorts.
+    Units of tensors that are at their cap (``most`` weights zero) are passed over. Units are few beside weights, and every
+    worker holds the whole (added) table, so this one sorts.
     """
     if not tables:
         return []
     keys = torch.cat([t.keys for t in tables])
     sizes = torch.cat([torch.full((t.grid.units,), t.grid.unit_size) for t in tables])
+    allowed = torch.cat([within(t, m) for t, m in zip(tables, most, strict=True)])
     order = torch.sort(keys, stable=True).indices
+    order = order[allowed[order]]
     fits = int((sizes[order].cumsum(0) <= count).sum())
-    take = max(fits, int((keys == LOWEST).sum()))
-    if take == 0:
-        return [Cut(LOWEST + 1, 0) for _ in tables]
-    last = int(order[take - 1])
-    key, cuts = int(keys[last]), []
-    for t in tables:
-        inside = min(max(last + 1, 0), t.grid.units)
-        cuts.append(Cut(key, inside) if inside < t.grid.units else Cut(key + 1, 0))
-        last -= t.grid.units
-    return cuts
+    gone = torch.zeros_like(allowed)
+    gone[order[: max(fits, int((keys == LOWEST).sum()))]] = True
+    return [_last_of(t, g) for t, g in zip(tables, gone.split([t.grid.units for t in tables]), strict=True)]
+
+
+def _last_of(table: UnitTable, gone: Tensor) -> Cut:
+    """The cut just after the last unit of a tensor that goes, in the tensor's order."""
+    which = gone.nonzero().reshape(-1)
+    if not which.numel():
+        return Cut(LOWEST + 1, 0)
+    key = table.keys[which].max()
+    index = int(which[table.keys[which] == key].max()) + 1
+    return Cut(int(key), index) if int(key) > LOWEST else Cut(LOWEST + 1, 0)
 
 
 def units_gone(table: UnitTable, cut: Cut) -> Tensor:

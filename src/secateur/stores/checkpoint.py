@@ -79,7 +79,7 @@ class CheckpointStore:
 
     def every(self) -> list[Spec]:
         """Every tensor whose values can be counted."""
-        return [s for s in self.specs() if s.dtype in checks.SUPPORTED]
+        return [s for s in self.specs() if s.dtype in checks.SUPPORTED and s.role != "buffer"]
 
     def parts(self, spec: Spec, align: Align) -> Iterable[Part]:
         """The whole tensor, read from the staged result if there is one, else from the source."""
