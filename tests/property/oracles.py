@@ -111,22 +111,27 @@ def smallest_units(
 ) -> list[int]:
     """Which units go (positions in ``listed``): in order of (zero first, score, position) while their weights fit.
 
-    With ``high`` a unit is passed over where its tensor would lose more than that.
+    With ``high`` a tensor is passed over from the unit on that would leave it with more zeros than that, single ones too.
     """
     exact = {n: [Fraction(float(v)) for v in np.abs(values(t))] for n, t in tensors.items()}
     scored = []
     for i, (name, cells) in enumerate(listed):
         w = [exact[name][c] for c in cells]
-        scored.append((any(w), unit_score(w, reduce), i))
-    out, used, lost = [], 0, dict.fromkeys(tensors, 0)
+        scored.append((sum(map(bool, w)) > 0, unit_score(w, reduce), i))
+    zeros = {n: w.count(Fraction(0)) for n, w in exact.items()}
+    full: set[str] = set()
+    out, used = [], 0
     for live, _, i in sorted(scored):
         name, cells = listed[i]
-        if high is not None and lost[name] + len(cells) > high[name] and live:
+        more = sum(bool(exact[name][c]) for c in cells)
+        if high is not None and live and zeros[name] + more > high[name]:
+            full.add(name)
+        if live and name in full:
             continue
         if live and used + len(cells) > count:
             break
         used += len(cells)
-        lost[name] += len(cells)
+        zeros[name] += more
         out.append(i)
     return out
 
@@ -134,9 +139,7 @@ def smallest_units(
 def capped(tensors: Mapping[str, Tensor], count: int, high: Mapping[str, int]) -> Masks:
     """Walks all weights in order (zero first, magnitude, name, index), passing over tensors that are full."""
     cells = [
-        (bool(v), float(v), name, i)
-        for name, t in sorted(tensors.items())
-        for i, v in enumerate(np.abs(values(t)))
+        (bool(v), float(v), name, i) for name, t in sorted(tensors.items()) for i, v in enumerate(np.abs(values(t)))
     ]
     gone = {n: values(t) == 0 for n, t in tensors.items()}
     lost = {n: int(g.sum()) for n, g in gone.items()}
@@ -155,13 +158,9 @@ def lamp_scores(t: Tensor) -> list[Fraction]:
     return [u * u / sum(v * v for v in w if v >= u) if u else Fraction(0) for u in w]
 
 
-def lamp_counts(
-    tensors: Mapping[str, Tensor], count: int, high: Mapping[str, int] | None = None
-) -> dict[str, int]:
+def lamp_counts(tensors: Mapping[str, Tensor], count: int, high: Mapping[str, int] | None = None) -> dict[str, int]:
     """How many each tensor loses when weights go in order of (zero first, LAMP, name); full tensors are passed over."""
-    order = sorted(
-        (score, name) for name, t in tensors.items() for score in lamp_scores(t) if score
-    )
+    order = sorted((score, name) for name, t in tensors.items() for score in lamp_scores(t) if score)
     lost = {n: int((values(t) == 0).sum()) for n, t in tensors.items()}
     left = count - sum(lost.values())
     for _, name in order:
@@ -171,9 +170,7 @@ def lamp_counts(
     return lost
 
 
-def erk_densities(
-    shapes: Mapping[str, Sequence[int]], density: Fraction, kernel: bool = True
-) -> dict[str, Fraction]:
+def erk_densities(shapes: Mapping[str, Sequence[int]], density: Fraction, kernel: bool = True) -> dict[str, Fraction]:
     """ERK (or ER) as the RigL paper describes it: one epsilon, layers that would exceed 1 made dense, and again."""
     size = {n: int(np.prod(s)) for n, s in shapes.items()}
 

@@ -126,9 +126,7 @@ def test_a_criterion_that_writes_to_its_argument_does_not_touch_the_weights() ->
 
 @settings(max_examples=25)
 @given(st.data(), st.integers(-(2**70), 2**70), st.sampled_from([1, 5, 33]), st.booleans())
-def test_random_gives_the_same_mask_from_any_pieces(
-    data: st.DataObject, seed: int, size: int, strided: bool
-) -> None:
+def test_random_gives_the_same_mask_from_any_pieces(data: st.DataObject, seed: int, size: int, strided: bool) -> None:
     tensors = data.draw(pools(most=60, strides=False))
     count = data.draw(counts_of(tensors))
     specs = specs_of(tensors)

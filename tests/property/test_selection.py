@@ -116,9 +116,7 @@ def test_a_million_bfloat16_ties(route: tuple[str, int]) -> None:
 @routes
 @settings(max_examples=15)
 @given(st.data())
-def test_where_values_of_one_dtype_lie_between_those_of_another(
-    route: tuple[str, int], data: st.DataObject
-) -> None:
+def test_where_values_of_one_dtype_lie_between_those_of_another(route: tuple[str, int], data: st.DataObject) -> None:
     """The same numbers in every dtype, so that ties run across tensors, and a cut may fall between a dtype's numbers."""
     base = example((data.draw(st.integers(1, 40)),), torch.float64, seed=data.draw(st.integers(0, 3)))
     pool = {f"t{i}": base.to(d) for i, d in enumerate(data.draw(st.permutations(DTYPES))[:4])}
@@ -135,9 +133,7 @@ def cuttings(draw: st.DrawFn) -> tuple[int, bool]:
 @pytest.mark.parametrize("route", [("native", 2), ("torch", 1)], ids=["native", "torch"])
 @settings(max_examples=40)
 @given(st.data(), cuttings())
-def test_any_pieces_give_the_same_cuts(
-    route: tuple[str, int], data: st.DataObject, cutting: tuple[int, bool]
-) -> None:
+def test_any_pieces_give_the_same_cuts(route: tuple[str, int], data: st.DataObject, cutting: tuple[int, bool]) -> None:
     tensors = data.draw(pools(most=60, strides=False))
     count = data.draw(counts_of(tensors))
     specs, size, strided = specs_of(tensors), *cutting
@@ -216,9 +212,7 @@ def test_two_workers_that_hold_whole_tensors(asked: dict[str, object], sparsity:
 @pytest.mark.filterwarnings("ignore::secateur.SecateurWarning")
 @settings(max_examples=20)
 @given(st.data(), st.sampled_from([0.0, 0.1, 0.5, 0.9]))
-def test_the_mask_of_the_plan_is_the_mask_applied(
-    route: tuple[str, int], data: st.DataObject, sparsity: float
-) -> None:
+def test_the_mask_of_the_plan_is_the_mask_applied(route: tuple[str, int], data: st.DataObject, sparsity: float) -> None:
     tensors = {k: t for k, t in data.draw(pools()).items() if t.numel()} or {"t": torch.ones(3)}
     before = {k: t.clone() for k, t in tensors.items()}
     with going(route):

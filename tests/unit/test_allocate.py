@@ -194,7 +194,7 @@ def test_a_full_name_goes_before_a_glob_and_globs_must_agree() -> None:
     assert pick({"tied.weight": 0.6, "*": 0.2}, spec, matches, "caps") == 0.6
     assert pick({"enc*": 0.5, "*fc*": 0.5}, spec, matches, "caps") == 0.5
     assert pick({"dec": 0.5}, spec, matches, "caps") is None
-    with pytest.raises(BadInput, match="caps is ambiguous for 'enc.fc.weight'"):
+    with pytest.raises(BadInput, match=r"caps is ambiguous for 'enc\.fc\.weight'"):
         pick({"enc": 0.5, "*fc*": 0.6}, spec, matches, "caps")
 
 

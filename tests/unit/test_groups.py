@@ -38,7 +38,9 @@ def pools(draw: st.DrawFn, of: int) -> dict[str, Tensor]:
     dtypes = [draw(st.sampled_from(DTYPES))] if draw(st.booleans()) else DTYPES
     fills = st.sampled_from(["normal", "normal", "few values", "equal", "sparse", "zeros"])
     return {
-        name: example((draw(st.integers(1, 3)), of * draw(st.integers(1, 3))), draw(st.sampled_from(dtypes)), draw(fills))
+        name: example(
+            (draw(st.integers(1, 3)), of * draw(st.integers(1, 3))), draw(st.sampled_from(dtypes)), draw(fills)
+        )
         for name in ("a", "b", "c")[: draw(st.integers(1, 3))]
     }
 

@@ -47,7 +47,8 @@ def test_small_tensors_follow_the_formula(dtype: torch.dtype, data: st.DataObjec
 @given(st.data())
 def test_mixed_dtypes_and_caps(data: st.DataObject) -> None:
     tensors = {
-        n: example(s, data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from(FILLS[:5]))) for n, s in SHAPES.items()
+        n: example(s, data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from(FILLS[:5])))
+        for n, s in SHAPES.items()
     }
     zeros = {n: int((oracles.values(t) == 0).sum()) for n, t in tensors.items()}
     high = {n: data.draw(st.integers(zeros[n], t.numel())) for n, t in tensors.items()}

@@ -43,8 +43,25 @@ def test_short_forms(text: str, pattern: Pattern, again: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["2:2", "4:2", "0:4", "2:", ":4", "2:4:8", "-1:4", "0x4", "4x", "4x4x4", "4×4", "block", "", "1" * 5000 + ":2"]
-    + [None, 4, (2, 4), NM, object()],
+    [
+        *(
+            "2:2",
+            "4:2",
+            "0:4",
+            "2:",
+            ":4",
+            "2:4:8",
+            "-1:4",
+            "0x4",
+            "4x",
+            "4x4x4",
+            "4×4",
+            "block",
+            "",
+            "1" * 5000 + ":2",
+        ),
+        *(None, 4, (2, 4), NM, object()),
+    ],
     ids=lambda v: repr(v)[:20],
 )
 def test_what_is_no_pattern(value: object) -> None:

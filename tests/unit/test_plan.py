@@ -59,7 +59,9 @@ def test_json_and_back(asked: dict[str, Any]) -> None:
 def test_a_plan_of_a_function_carries_masks() -> None:
     w = weights()
     plan = secateur.plan(w, 0.5, criterion=lambda weight: -weight.float())
-    assert plan.masks is not None and {k: m.dtype for k, m in plan.masks.items()} == dict.fromkeys(plan.masks, torch.uint8)
+    assert plan.masks is not None and {k: m.dtype for k, m in plan.masks.items()} == dict.fromkeys(
+        plan.masks, torch.uint8
+    )
     assert [plan.masks[r.name].numel() for r in plan.chosen] == [(r.numel + 7) // 8 for r in plan.chosen]
     with pytest.raises(BadInput, match="carries its masks"):
         Plan.from_json(plan.to_json())

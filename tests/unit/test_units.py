@@ -52,7 +52,8 @@ def test_rounding_is_half_to_even(value: float, bits: int) -> None:
 
 def table(name: str, shape: tuple[int, int], keys: list[int]) -> UnitTable:
     spec = Spec(name, shape, torch.float32, "linear", out_dim=0, in_dim=1)
-    return UnitTable(spec, Channel("out").grid(spec), torch.tensor(keys))
+    live = torch.tensor([0 if k == LOWEST else shape[1] for k in keys])
+    return UnitTable(spec, Channel("out").grid(spec), torch.tensor(keys), live)
 
 
 def test_units_are_taken_in_order_while_they_fit() -> None:
@@ -60,7 +61,7 @@ def test_units_are_taken_in_order_while_they_fit() -> None:
     tables = [table("a", (3, 3), [5, 1, 5]), table("b", (2, 2), [5, LOWEST])]
     went = []
     for count in range(14):
-        cuts = smallest_units(tables, count)
+        cuts = smallest_units(tables, count, [None, None])
         went.append([units_gone(t, c).int().tolist() for t, c in zip(tables, cuts, strict=True)])
     steps = {
         0: [[0, 0, 0], [0, 1]],
@@ -74,8 +75,15 @@ def test_units_are_taken_in_order_while_they_fit() -> None:
 
 
 def test_nothing_to_take_and_no_tables() -> None:
-    assert smallest_units([], 5) == []
-    assert smallest_units([table("a", (1, 3), [7])], 2) == [Cut(LOWEST + 1, 0)]
+    assert smallest_units([], 5, []) == []
+    assert smallest_units([table("a", (1, 3), [7])], 2, [None]) == [Cut(LOWEST + 1, 0)]
+
+
+def test_units_of_a_tensor_at_its_cap_are_passed_over() -> None:
+    tables = [table("a", (3, 3), [1, 2, 3]), table("b", (2, 2), [4, 5])]
+    for most, counts in ((0, [0, 2]), (3, [1, 2]), (5, [1, 2]), (6, [2, 2]), (None, [3, 2])):
+        cuts = smallest_units(tables, 13, [most, None])
+        assert [int(units_gone(t, c).sum()) for t, c in zip(tables, cuts, strict=True)] == counts
 
 
 @pytest.mark.parametrize("reduce", ["mean", "l1", "l2"])

@@ -140,7 +140,7 @@ def comparable(score: Tensor, what: str) -> Tensor:
     """
     if score.dtype.is_complex or score.dtype == torch.bool:
         raise BadTensor(f"the criterion returned {score.dtype} scores for {what}: return real numbers.")
-    if score.dtype == torch.int64 and score.numel() and int(score.abs().max()) > 1 << 53:
+    if score.dtype == torch.int64 and bool(((score > 1 << 53) | (score < -(1 << 53))).any()):
         raise BadTensor(f"the criterion returned integers beyond 2**53 for {what}: scores are compared as float64.")
     return score.to(torch.float64)
 

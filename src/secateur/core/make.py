@@ -66,17 +66,17 @@ class Request:
             sparsity = check_sparsity(sparsity)
         if threshold is not None:
             threshold = _check_threshold(threshold)
-        for value in max_sparsity.values() if isinstance(max_sparsity, Mapping) else [max_sparsity]:
-            if value is not None:
-                check_sparsity(value, "max_sparsity")
+        if isinstance(max_sparsity, Mapping):
+            _check_table(max_sparsity, "max_sparsity")
+        elif max_sparsity is not None:
+            check_sparsity(max_sparsity, "max_sparsity")
         if isinstance(min_keep, bool) or not isinstance(min_keep, int) or min_keep < 0:
             raise BadInput(f"min_keep is a count of weights, an int >= 0; got {min_keep!r}.")
         if nonfinite not in NONFINITE:
             raise BadInput(f"nonfinite must be one of {', '.join(NONFINITE)}; got {nonfinite!r}.")
         p, a, c = pattern_of(pattern), allocation_of(allocation), criterion_of(criterion)
         if isinstance(a, Mapping):
-            for glob, value in a.items():
-                check_sparsity(value, f"allocation[{glob!r}]")
+            _check_table(a, "allocation")
         caps = max_sparsity is not None or min_keep > 0
         if reason := why_refused(Choice(p, a, c, nonfinite, sparsity, threshold, caps)):
             raise NotDefined(reason + ".")
@@ -87,6 +87,13 @@ class Request:
         if isinstance(p, Block | Channel) and p.reduce is None:
             p = replace(p, reduce="mean" if a == "global" else "l2")
         return Request(sparsity, threshold, c, a, p, max_sparsity, min_keep, nonfinite)
+
+
+def _check_table(table: Mapping[str, float], what: str) -> None:
+    for glob, value in table.items():
+        if not isinstance(glob, str):
+            raise BadInput(f"{what} maps globs over names to sparsities; {glob!r} is not a string.")
+        check_sparsity(value, f"{what}[{glob!r}]")
 
 
 def _check_threshold(value: Any) -> float:

@@ -159,12 +159,17 @@ class Plan:
             pattern = pattern_of(head["pattern"])
             if head["reduce"]:
                 pattern = replace(pattern, reduce=head["reduce"])  # type: ignore[type-var]
+            rows = tuple(_row(r) for r in head["rows"])
+            if any(r.prune is None or (r.cut is None and not head["carries_masks"]) for r in rows if r.skip is None):
+                raise ValueError("a row that is to be pruned has no count or no cut")
+            if head["nonfinite"] not in ("error", "keep", "prune"):
+                raise ValueError(f"nonfinite is {head['nonfinite']!r}")
             return Plan(
-                tuple(_row(r) for r in head["rows"]), head["sparsity"], head["threshold"], head["criterion"],
+                rows, head["sparsity"], head["threshold"], head["criterion"],
                 head["allocation"], pattern, head["nonfinite"], tuple(head["warnings"]),
                 masks if head["carries_masks"] else None,
             )  # fmt: skip
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as e:
             if isinstance(e, BadInput):
                 raise
             raise BadInput(f"not a plan of secateur: {e!r}") from e
@@ -179,6 +184,8 @@ class Plan:
 
 
 def _row(d: dict[str, Any]) -> Row:
+    if not isinstance(getattr(torch, d["dtype"], None), torch.dtype):
+        raise ValueError(f"{d['dtype']!r} is not a dtype")
     d = {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
     d["cut"] = Cut(**d["cut"]) if d["cut"] else None
     d["followers"] = tuple(Member(m["name"]) for m in d["followers"])

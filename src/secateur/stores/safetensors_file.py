@@ -54,7 +54,7 @@ def read_header(path: Path) -> dict[str, Stored]:
             if size > min(MAX_HEADER, path.stat().st_size - 8):
                 raise BadInput(f"{path.name}: its header claims {size} bytes, more than the file holds.")
             header = json.loads(f.read(size), object_pairs_hook=_no_doubles)
-    except (SafetensorError, OSError, ValueError) as e:
+    except (SafetensorError, OSError, ValueError, RecursionError) as e:
         if isinstance(e, BadInput):
             raise BadInput(f"{path.name}: {e}") from e
         raise BadInput(f"{path.name} ({_size(path)} bytes) is not a whole safetensors file: {e}") from e
@@ -106,7 +106,7 @@ def _by_index(folder: Path, index: Path) -> dict[str, Stored]:
         raise BadInput(f"{index.name} has {index.stat().st_size} bytes; an index has at most {MAX_INDEX}.")
     try:
         table = json.loads(index.read_text("utf-8"), object_pairs_hook=_no_doubles)["weight_map"]
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise BadInput(f"{index.name} is not an index with a weight_map: {e!r}") from e
     if not isinstance(table, Mapping) or not all(isinstance(v, str) for v in table.values()):
         raise BadInput(f"{index.name}: weight_map must map names of tensors to names of files.")
