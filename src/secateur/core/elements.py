@@ -14,7 +14,18 @@ from torch import Tensor
 from secateur.errors import BadTensor
 
 from . import criteria as crit
-from .keys import CHUNK, FORMATS, HIGHEST, LOWEST, common_dtype, convert_cut, key_value, magnitude_key, order_key
+from .keys import (
+    CHUNK,
+    FORMATS,
+    HIGHEST,
+    LOWEST,
+    common_dtype,
+    comparable,
+    convert_cut,
+    key_value,
+    magnitude_key,
+    order_key,
+)
 from .select import Cut, Keyed, Space, kth_key
 from .types import Align, Part, Parts, Reduce, Spec
 
@@ -126,7 +137,7 @@ def keyed_scores(spec: Spec, pieces: Callable[[], Iterator[tuple[Part, Tensor]]]
             if nonfinite == "keep":
                 kept = not_finite(part)
             # First or last whatever their score, which may well be NaN.
-            keys = order_key(scores.masked_fill(gone | kept, 0), str(spec))
+            keys = order_key(comparable(scores, str(spec)).masked_fill(gone | kept, 0), str(spec))
             yield keys.masked_fill_(gone, LOWEST).masked_fill_(kept, HIGHEST), part
 
     return Keyed(spec, chunks)
