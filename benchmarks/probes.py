@@ -204,7 +204,7 @@ What the numbers leave out:
 - P2: `torch.nn.utils.prune` stores `weight_orig` and `weight_mask` and computes `weight`; `torch.nn.utils.prune.remove` makes
   plain parameters of them, and `secateur.from_torch_prune` does so for a whole model. secateur writes zeros into the parameter
   that is there.
-- P4: an output head that is tied to an embedding is skipped by default, like all of either; here it is named in full.
+- P4: an output head that is tied to an embedding is skipped by default, as every head and embedding is; here it is named in full.
   With `torch.nn.utils.prune` the parameter (`weight_orig`) stays shared, but the mask is the head's alone: the embedding
   is used whole, and what the two modules use is no longer one tensor.
 - P7: both are exact.

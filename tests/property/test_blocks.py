@@ -96,7 +96,7 @@ def places(mask: Tensor) -> set[int]:
 
 @pytest.mark.parametrize("reduce", REDUCTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(st.data())
 def test_pooled_and_alone(kind: str, reduce: str, data: st.DataObject) -> None:
     """All tensors as one pool, and each on its own, from whole tensors and from pieces."""
@@ -129,7 +129,7 @@ def every_second_tensor(tensors: Mapping[str, Tensor], worker: int, spec: Spec, 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS)
 @pytest.mark.parametrize("kind", ["block", "filter", "channel in"])
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(st.data())
 def test_two_workers(kind: str, reduce: str, data: st.DataObject) -> None:
     """Sums of units that lie with both workers, the maxima of units that one holds, and the criterion that scores ids."""

@@ -50,7 +50,7 @@ def zeros_in(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("allocation", ["global", "lamp", "uniform", "er", "erk"])
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.data(), caps, st.integers(0, 12), st.integers(0, 89))
 def test_caps_hold_and_the_total_is_exact(
     allocation: str, data: st.DataObject, cap: object, min_keep: int, asked: int

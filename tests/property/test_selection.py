@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import secateur
+from secateur import native
+from secateur.core import fast
 from secateur.core.choose import Taken
 from secateur.core.make import Request, make
 from secateur.core.plan import Plan, keep_mask
@@ -49,9 +51,9 @@ def check(tensors: Pool, count: int, specs: list[Spec], taken: list[Taken], foun
     assert sum(t.pruned for t in taken) == max(count, zeros)
 
 
-def select(tensors: Pool, count: int) -> list[Taken]:
+def select(tensors: Pool, count: int, resident: bool = True) -> list[Taken]:
     """Selects from whole tensors, and checks the answer."""
-    specs, selector = specs_of(tensors), selecting(whole(tensors))
+    specs, selector = specs_of(tensors), selecting(whole(tensors, resident))
     taken = selector.take(specs, count)
     check(tensors, count, specs, taken, [gone_of(selector, s, t) for s, t in zip(specs, taken, strict=True)])
     return taken
@@ -67,7 +69,7 @@ def test_one_dtype(route: tuple[str, int], dtype: torch.dtype, data: st.DataObje
         select(tensors, data.draw(counts_of(tensors)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.data())
 def test_mixed_dtypes_give_the_same_cuts_by_every_route(data: st.DataObject) -> None:
     tensors = data.draw(pools())
@@ -75,8 +77,24 @@ def test_mixed_dtypes_give_the_same_cuts_by_every_route(data: st.DataObject) -> 
     cuts = []
     for route in (("native", 1), ("torch", 1)):
         with going(route):
-            cuts.append(select(tensors, count))
-    assert cuts[0] == cuts[1]
+            cuts += [select(tensors, count), select(tensors, count, resident=False)]
+    assert cuts[0] == cuts[1] == cuts[2] == cuts[3]
+
+
+@pytest.mark.skipif(not native.available(), reason="built without the native kernels")
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if "fnuz" not in str(d)], ids=str)
+def test_the_fast_route_is_taken_and_gives_the_same_cuts(dtype: torch.dtype) -> None:
+    """Where tensors of one dtype are in memory. Otherwise the tests above would compare the twin with itself."""
+    tensors = {
+        f"t{i}": example((n,), dtype, fill, i)
+        for i, (n, fill) in enumerate(zip((900, 0, 1, 70, 500), FILLS, strict=False))
+    }
+    specs = specs_of(tensors)
+    for count in (1, 400, 1470):
+        picked = fast.pick(specs, whole(tensors), count)
+        assert picked is not None
+        with going(("torch", 1)):
+            assert [p.cut for p in picked] == [t.cut for t in selecting(whole(tensors)).take(specs, count)]
 
 
 @routes
@@ -127,11 +145,11 @@ def test_where_values_of_one_dtype_lie_between_those_of_another(route: tuple[str
 @st.composite
 def cuttings(draw: st.DrawFn) -> tuple[int, bool]:
     """(elements of a piece, strided): small odd pieces, contiguous or with an index tensor."""
-    return draw(st.sampled_from([1, 3, 5, 17, 101])), draw(st.booleans())
+    return draw(st.sampled_from([3, 17, 101])), draw(st.booleans())
 
 
 @pytest.mark.parametrize("route", [("native", 2), ("torch", 1)], ids=["native", "torch"])
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.data(), cuttings())
 def test_any_pieces_give_the_same_cuts(route: tuple[str, int], data: st.DataObject, cutting: tuple[int, bool]) -> None:
     tensors = data.draw(pools(most=60, strides=False))
@@ -167,14 +185,15 @@ def keep_of_pieces(plan: Plan, store: Pieces, spec: Spec) -> tuple[Tensor, Tenso
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=str)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(st.data(), cuttings(), st.sampled_from([0.0, 0.3, 0.5, 0.77]))
 def test_two_workers_make_the_same_plan(
     asked: dict[str, object], data: st.DataObject, cutting: tuple[int, bool], sparsity: float
 ) -> None:
     """Each sees its pieces only; counts are added up. Their parts of the mask make up the mask."""
     tensors = data.draw(pools(most=60, strides=False))
-    request = Request.of(sparsity, **asked)
+    tensors["t5"] = torch.ones(10)  # which leaves room under the caps
+    request = Request.of(sparsity if sum(t.numel() for t in tensors.values()) > 40 else 0.5, **asked)
     one = plan_of(tensors, request)
     stores = [Pieces(tensors, *cutting, worker=w, workers=2) for w in range(2)]
 

@@ -184,9 +184,9 @@ class Exchange:
         return [results[w] for w in range(self.workers)]
 
 
-def whole(tensors: Mapping[str, Tensor]) -> Parts:
-    """Each tensor in one part, with its own strides."""
-    return lambda spec, align: [Part(spec, tensors[spec.name])]
+def whole(tensors: Mapping[str, Tensor], resident: bool = True) -> Parts:
+    """Each tensor in one part, with its own strides; in memory anyway, as a model's, or read for the purpose, as a file's."""
+    return lambda spec, align: [Part(spec, tensors[spec.name], resident=resident)]
 
 
 def selecting(

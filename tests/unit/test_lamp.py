@@ -32,7 +32,7 @@ SHAPES = {"a": (13,), "b": (30,), "c": (0,), "d": (1,), "e": (22,)}
 
 
 @dtypes
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(st.data())
 def test_small_tensors_follow_the_formula(dtype: torch.dtype, data: st.DataObject) -> None:
     """All totals at once, in exact fractions; any finite bits but those whose squares leave float64."""

@@ -13,7 +13,7 @@ from rich.text import Text
 
 import secateur
 from secateur.errors import OutputExists, SecateurError, SecateurWarning
-from secateur.report.tables import plan_renderables, renderables
+from secateur.report.tables import plan_renderables, printable, renderables
 
 from .pickled import loaded, save_over
 from .progress import watched
@@ -111,7 +111,9 @@ def _show(what: str | list[Any]) -> None:
 
 
 def _refuse(message: str, code: int) -> NoReturn:
-    text = Text.assemble(("error: ", "bold red"), message)  # never as markup: names come from untrusted files
+    text = Text.assemble(
+        ("error: ", "bold red"), printable(message)
+    )  # never as markup: names come from untrusted files
     Console(stderr=True, highlight=False, soft_wrap=True).print(text)
     raise SystemExit(code)
 

@@ -36,7 +36,8 @@ BATCH = 16
 @dataclass(frozen=True)
 class LampTable:
     """One tensor's ranges of magnitude keys, ascending: ``counts[i]`` weights have keys in ``[first[i], last[i]]``, and
-    their scaled squares add up to ``sums[i]``.
+    their scaled squares add up to ``sums[i]``. Ranges that are surely pruned are left out and only counted
+    (``below``), those that surely survive only added up (``above``).
     """
 
     spec: Spec
@@ -46,21 +47,24 @@ class LampTable:
     last: Ints
     counts: Ints
     sums: Ints
+    below: int = 0
+    above: int = 0
 
     def scores(self) -> tuple[Floats, Floats]:
         """(lowest, highest) score that a weight of each range can have; equal where a range is a single key."""
-        at_least = np.cumsum(self.sums[::-1])[::-1]
+        at_least = np.cumsum(self.sums[::-1])[::-1] + self.above
         low, high = squares(self.spec, self.first, self.exponent), squares(self.spec, self.last, self.exponent)
         above = at_least - self.sums + integers(low, self.bits)
         unit = 2.0**self.bits
         top = low * unit
-        if len(top) and self.first[-1] == self.last[-1]:
+        if len(top) and not self.above and self.first[-1] == self.last[-1]:
             # Rounded above as below, so that the largest weight of every tensor has exactly the score 1 (1/c if c tie).
             top[-1] = float(integers(low[-1:], self.bits)[0])
         with np.errstate(divide="ignore", invalid="ignore"):
             lowest = np.where(low == 0.0, 0.0, top / at_least)
             highest = np.where(high == 0.0, 0.0, high * unit / above)
-        highest[-1:] = np.inf  # the largest weight's score is 1 whatever rounding says
+        if not self.above:
+            highest[-1:] = np.inf  # the largest weight's score is 1 whatever rounding says
         if self.first is self.last:
             return lowest, lowest
         return lowest, np.where(self.first == self.last, lowest, highest)
@@ -89,14 +93,13 @@ def lamp_counts(specs: Sequence[Spec], limits: Sequence[Bounds], total: int, par
         exact = all((t.first == t.last).all() for t in tables)
         first = _reach(lows, ends, total)
         last = first if exact else _reach(highs, ends, total)
-        refined = False
-        for i, t in enumerate(tables):
-            which = (t.first < t.last) & (lows[i] <= last) & (highs[i] >= first)
-            if which.any():
-                tables[i], refined = refine(t, which, parts, reduce), True
-                scored[i], ends[i] = tables[i].scores(), _ends(tables[i], limits[i])
-        if not refined:
+        if exact:
             break
+        for i, t in enumerate(tables):
+            t = narrowed(t, (lows[i] <= last) & (highs[i] >= first), highs[i] < first)
+            which = t.first < t.last
+            tables[i] = refine(t, which, parts, reduce) if which.any() else t
+            scored[i], ends[i] = tables[i].scores(), _ends(tables[i], limits[i])
     below = [int(e[np.searchsorted(v, last, side="left")]) for v, e in zip(lows, ends, strict=True)]
     upto = [int(e[np.searchsorted(v, last, side="right")]) for v, e in zip(lows, ends, strict=True)]
     missing = total - sum(below)
@@ -107,9 +110,18 @@ def lamp_counts(specs: Sequence[Spec], limits: Sequence[Bounds], total: int, par
     return below
 
 
+def narrowed(table: LampTable, open_: NDArray[np.bool_], pruned: NDArray[np.bool_]) -> LampTable:
+    """The table of the ranges that are still open; the others are surely pruned, or surely survive."""
+    kept = ~(open_ | pruned)
+    return replace(
+        table, first=table.first[open_], last=table.last[open_], counts=table.counts[open_], sums=table.sums[open_],
+        below=table.below + int(table.counts[pruned].sum()), above=table.above + int(table.sums[kept].sum()),
+    )  # fmt: skip
+
+
 def _ends(table: LampTable, limit: Bounds) -> Ints:
     """How many weights lie below each range of a tensor, and below the end, within the tensor's bounds."""
-    ends: Ints = np.clip(np.concatenate([[0], np.cumsum(table.counts)]), limit.low, limit.high)
+    ends: Ints = np.clip(table.below + np.concatenate([[0], np.cumsum(table.counts)]), limit.low, limit.high)
     return ends
 
 

@@ -15,6 +15,7 @@ Where the package was built without a compiler `available` is false and the kern
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +25,10 @@ import torch
 from torch import Tensor
 
 try:
+    if os.environ.get("SECATEUR_NATIVE") == "0":
+        raise ImportError("not wanted")
     from secateur import _native as _compiled
-except ImportError:  # installed without a compiler
+except ImportError:  # installed without a compiler, or told to do without
     _compiled = None  # type: ignore[assignment]
 
 
