@@ -102,10 +102,10 @@ def test_the_fast_route_is_taken_and_gives_the_same_cuts(dtype: torch.dtype) -> 
 def test_large_enough_to_sample(route: tuple[str, int], dtype: torch.dtype) -> None:
     """Brackets, and what happens where they miss: many ties, most weights zero, sizes far apart."""
     pool = {
-        "a": example((40_000,), dtype),
-        "b": example((300, 101), dtype, "any bits"),
+        "a": example((30_000,), dtype),
+        "b": example((200, 101), dtype, "any bits"),
         "c": example((50,), dtype, "few values"),
-        "d": example((20_011,), dtype, "sparse"),
+        "d": example((17_011,), dtype, "sparse"),
     }
     n = sum(t.numel() for t in pool.values())
     with going(route):
@@ -118,17 +118,17 @@ def test_large_enough_to_sample(route: tuple[str, int], dtype: torch.dtype) -> N
 def test_one_large_tensor_of_one_kind(route: tuple[str, int], fill: str) -> None:
     t = example((70_001,), torch.bfloat16, fill)
     with going(route):
-        for count in (0, 1, 35_000, 70_000, 70_001):
+        for count in (1, 35_000, 70_000):
             select({"w": t}, count)
 
 
 @routes
 def test_a_million_bfloat16_ties(route: tuple[str, int]) -> None:
     """A million normals hold some two thousand magnitudes, and more elements than one chunk of the torch routine."""
-    t = {"w": example((1_200_003,), torch.bfloat16)}
+    t = {"w": example((1_100_003,), torch.bfloat16)}
     assert np.unique(np.abs(oracles.values(t["w"]))).size < 5000
     with going(route):
-        select(t, 1_080_003)
+        select(t, 990_003)
 
 
 @routes

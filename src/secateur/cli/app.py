@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -20,7 +21,8 @@ from .progress import watched
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 an unexpected error; 2 the command cannot be read; 3 refused before anything was touched (bad input,
-a tensor that cannot be pruned, a filter that matches nothing); 4 the output is already there; 130 interrupted.
+a tensor that cannot be pruned, a filter that matches nothing); 4 the output is already there; 130 interrupted;
+143 terminated.
 """
 
 app = typer.Typer(
@@ -121,11 +123,10 @@ def _refuse(message: str, code: int) -> NoReturn:
 def run() -> None:
     """The command line with its exit codes; warnings go into the report, errors to stderr in one line."""
     warnings.simplefilter("ignore", SecateurWarning)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an orderly end, so that staged files are removed
     try:
         app(prog_name="secateur")
     except OutputExists as e:
         _refuse(str(e), 4)
     except SecateurError as e:
         _refuse(str(e), 3)
-    except KeyboardInterrupt:
-        _refuse("interrupted; nothing was left half written.", 130)

@@ -33,7 +33,9 @@ def loaded(path: Path, allow_pickle: bool) -> Path | dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
-        raise BadInput(f"{path.name} cannot be read with weights_only=True: {str(e).splitlines()[0]}") from e
+        raise BadInput(
+            f"{path.name} cannot be read with weights_only=True: {(str(e) or repr(e)).splitlines()[0]}"
+        ) from e
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]

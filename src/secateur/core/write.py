@@ -72,6 +72,8 @@ def _together(plan: Plan, parts: Parts, reduce: Reduce) -> dict[str, Measured]:
     found = [list(parts(row.spec, "whole")) for row in plan.chosen]
     whole = [(row, p[0]) for row, p in zip(plan.chosen, found, strict=True) if len(p) == 1 and p[0].resident]
     whole = [(row, p) for row, p in whole if fast.memory(p) is not None]
+    if not whole:
+        return {}
     counted = fast.fill_each([p for _, p in whole], [row.cut for row, _ in whole if row.cut is not None])
     if counted is None:
         return {}
