@@ -146,5 +146,10 @@ def test_a_plan_says_before_what_the_report_says_after(case: Case) -> None:
     assert (plan.prune, plan.total) == (report.zeros, report.total)
     for row in plan.chosen:
         after = report[row.name]
-        assert (row.prune, row.numel, row.sparsity, row.asked) == (after.zeros, after.numel, after.sparsity, after.asked)
+        assert (row.prune, row.numel, row.sparsity, row.asked) == (
+            after.zeros,
+            after.numel,
+            after.sparsity,
+            after.asked,
+        )
         assert row.threshold == after.threshold

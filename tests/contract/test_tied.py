@@ -107,7 +107,9 @@ def test_what_shares_memory_but_is_no_tie_is_refused() -> None:
     ]
     for target in targets:
         before = bits(base)
-        with pytest.raises(secateur.BadTensor, match=r"'[ab].weight' .*shares memory with '[ab].weight' .*t\.clone\(\)"):
+        with pytest.raises(
+            secateur.BadTensor, match=r"'[ab].weight' .*shares memory with '[ab].weight' .*t\.clone\(\)"
+        ):
             secateur.prune(target, 0.5)
         assert bits(base) == before
 

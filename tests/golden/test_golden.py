@@ -139,6 +139,9 @@ ROUNDED = [  # n, sparsity, count: half to even of the decimal that was written
     (10, 0.1 + 0.2, 3),
     (100, 0.145, 14),
     (100, 0.155, 16),
+    (100, 0.575, 58),  # in floats 57.49999999999999
+    (1000, 0.0345, 34),  # in floats 34.5 as well
+    (10**18 + 1, 0.9, 900_000_000_000_000_001),  # in floats the 1 is lost
     (3, 0.9, 3),
     (0, 0.9, 0),
     (10**9, 0.9, 900_000_000),

@@ -107,7 +107,10 @@ def test_every_public_function_is_here() -> None:
 
 def hooks(model: nn.Module) -> list[Any]:
     """How many hooks of each kind every module and parameter has."""
-    modules = [sorted((k, len(v)) for k, v in vars(m).items() if "hooks" in k and hasattr(v, "__len__")) for m in model.modules()]
+    modules = [
+        sorted((k, len(v)) for k, v in vars(m).items() if "hooks" in k and hasattr(v, "__len__"))
+        for m in model.modules()
+    ]
     return [*modules, *[len(p._backward_hooks or ()) for p in model.parameters()]]
 
 
@@ -196,7 +199,9 @@ def test_versions_tell_autograd_what_was_written(name: str) -> None:
             assert torch.equal(t, old[n]), n
 
 
-@pytest.mark.parametrize("name", [n for n, (verb, _) in VERBS.items() if verb in ("prune", "apply", "plan", "masks", "inspect")])
+@pytest.mark.parametrize(
+    "name", [n for n, (verb, _) in VERBS.items() if verb in ("prune", "apply", "plan", "masks", "inspect")]
+)
 def test_a_frozen_model_is_pruned_alike(name: str) -> None:
     want = net()
     VERBS[name][1](want)

@@ -89,7 +89,7 @@ def test_global_half_is_exact(model: nn.Module, dense: nn.Module) -> None:
 @pytest.mark.parametrize(
     "asked",
     [{"sparsity": 0.5}, {"sparsity": 0.7, "allocation": "uniform"}, {"sparsity": 0.6, "allocation": "lamp"},
-     {"pattern": "2:4"}, {"sparsity": 0.5, "criterion": "random", "ignore": "pooler"}],
+     {"pattern": "2:4"}, {"sparsity": 0.5, "criterion": "random", "include": "pooler"}],
     ids=["global", "uniform", "lamp", "2:4", "random"],
 )  # fmt: skip
 def test_one_mask_from_module_state_and_file(
@@ -105,7 +105,7 @@ def test_one_mask_from_module_state_and_file(
     on_disk = load_file(out)
     assert same({n: on_disk[n] for n in as_dict}, as_dict)
     assert torch.equal(on_disk["embeddings.position_ids"], load_file(source)["embeddings.position_ids"])
-    total = LAYERS + (0 if "ignore" in asked else POOLER)
+    total = POOLER if "include" in asked else LAYERS + POOLER
     if asked.get("allocation") == "uniform":
         assert all(r.zeros == round(Fraction("0.7") * r.numel) for r in want.chosen)
     else:
@@ -149,8 +149,8 @@ def test_the_embedding_moves_a_little_and_then_a_lot(dense: nn.Module, folder: P
 
     pruned, likeness = copy.deepcopy(dense), [1.0]
     for s in (0.3, 0.5, 0.9):
-        secateur.prune(pruned, s)
+        secateur.prune(pruned, s, ignore="pooler")
         likeness.append(float((embed(pruned) * embed(dense)).sum(1).mean()))
     assert likeness == sorted(likeness, reverse=True)
-    assert likeness[1] > 0.95
+    assert likeness[1] > 0.9
     assert likeness[3] < 0.5

@@ -93,7 +93,16 @@ def test_every_share_from_zero_up_is_allowed() -> None:
 
 def test_counts_are_rounded_half_to_even() -> None:
     """As `round` does, of the decimal number that was written: 0.35 of 10 is 3.5, not 3.4999…"""
-    wanted = {(3, 0.5): 2, (5, 0.5): 2, (7, 0.5): 4, (10, 0.25): 2, (10, 0.35): 4, (10, 0.15): 2, (20, 0.125): 2, (1, 0.5): 0}
+    wanted = {
+        (3, 0.5): 2,
+        (5, 0.5): 2,
+        (7, 0.5): 4,
+        (10, 0.25): 2,
+        (10, 0.35): 4,
+        (10, 0.15): 2,
+        (20, 0.125): 2,
+        (1, 0.5): 0,
+    }
     for (n, s), zeros in wanted.items():
         w = torch.arange(1.0, n + 1)
         assert secateur.prune(w, s).zeros == int((w == 0).sum()) == zeros, (n, s)
@@ -138,7 +147,9 @@ NOT_A_COUNT = [-1, 1.5, True, "3", None, np.int64(3)]
 
 @pytest.mark.parametrize("value", NOT_A_COUNT, ids=repr)
 def test_what_is_no_min_keep(value: Any) -> None:
-    refused(BadInput, "min_keep is a count of weights, an int >= 0; got", lambda m: secateur.prune(m, 0.5, min_keep=value))
+    refused(
+        BadInput, "min_keep is a count of weights, an int >= 0; got", lambda m: secateur.prune(m, 0.5, min_keep=value)
+    )
 
 
 # ------------------------------------------------------------------------------------------ names
@@ -165,7 +176,9 @@ def test_unknown_criteria(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["drop", None, True, "KEEP"])
 def test_unknown_ways_with_nonfinite_values(value: Any) -> None:
-    refused(BadInput, "nonfinite must be one of error, keep, prune; got", lambda m: secateur.prune(m, 0.5, nonfinite=value))
+    refused(
+        BadInput, "nonfinite must be one of error, keep, prune; got", lambda m: secateur.prune(m, 0.5, nonfinite=value)
+    )
 
 
 def test_patterns_check_themselves() -> None:
@@ -310,17 +323,25 @@ def test_mappings_whose_globs_match_nothing_or_contradict() -> None:
     both = r"is ambiguous for '0.weight': '\*': 0.5, '0': 0.25. Use globs that do not overlap, or its full name"
     refused(BadInput, f"allocation {both}", lambda m: secateur.prune(m, 0.5, allocation={"*": 0.5, "0": 0.25}))
     refused(BadInput, f"max_sparsity {both}", lambda m: secateur.prune(m, 0.5, max_sparsity={"*": 0.5, "0": 0.25}))
-    assert secateur.prune(net(), allocation={"*": 0.5, "0.weight": 0.25}).zeros == 6 + 6  # a full name goes before a glob
+    assert (
+        secateur.prune(net(), allocation={"*": 0.5, "0.weight": 0.25}).zeros == 6 + 6
+    )  # a full name goes before a glob
     assert secateur.prune(net(), 0.5, allocation={"*": 0.5, "0": 0.5}).zeros == 18  # the same value is no contradiction
     refused(BadInput, "allocation", lambda m: secateur.prune(m, 0.5, allocation={3: 0.5}))  # type: ignore[dict-item]
     refused(BadInput, "max_sparsity", lambda m: secateur.prune(m, 0.5, max_sparsity={3: 0.5}))  # type: ignore[dict-item]
 
 
 def test_caps_that_leave_too_little() -> None:
-    text = r"32 of 36 weights are to go, but max_sparsity and min_keep allow only 18 .*lower sparsity, or loosen the caps"
+    text = (
+        r"32 of 36 weights are to go, but max_sparsity and min_keep allow only 18 .*lower sparsity, or loosen the caps"
+    )
     refused(Infeasible, text, lambda m: secateur.prune(m, 0.9, max_sparsity=0.5))
     for allocation in ("global", "uniform", "er", "erk", "lamp", "uniform_plus"):
-        refused(Infeasible, "allow only", lambda m, a=allocation: secateur.prune(m, 0.9, max_sparsity={"*": 0.5}, allocation=a))  # type: ignore[misc]
+        refused(
+            Infeasible,
+            "allow only",
+            lambda m, a=allocation: secateur.prune(m, 0.9, max_sparsity={"*": 0.5}, allocation=a),
+        )  # type: ignore[misc]
         refused(Infeasible, "allow only", lambda m, a=allocation: secateur.prune(m, 0.9, min_keep=20, allocation=a))  # type: ignore[misc]
 
 
@@ -364,7 +385,7 @@ TARGETS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "class": (lambda: nn.Linear, BadInput, "cannot prune a type"),
     "report": (lambda: secateur.inspect(nn.Linear(2, 2)), BadInput, "works in place and returns a report"),
     "no module": (lambda: nn.ReLU(), NothingChosen, "this ReLU has no parameters: there is nothing to prune"),
-    "no dict": (lambda: {}, NothingChosen, "the mapping has no tensors"),
+    "no dict": (dict, NothingChosen, "the mapping has no tensors"),
     "checkpoint": (lambda: {"model": {"w": torch.ones(2)}}, BadInput, r"'model' is a dict.*pass target\['model'\]"),
     "module in a dict": (lambda: {"m": nn.Linear(2, 2)}, BadInput, r"Pass target\['m'\] itself"),
     "array in a dict": (lambda: {"w": np.ones(2)}, BadInput, "torch.from_numpy"),
@@ -387,9 +408,19 @@ def test_targets_of_another_kind(what: str) -> None:
 
 def test_paths_and_out(tmp_path: Path) -> None:
     missing = tmp_path / "no.safetensors"
-    refused(BadInput, r"no.safetensors' is a path: say where the result goes with out=", lambda m: secateur.prune(missing, 0.5))
-    refused(BadInput, "is a path: say where", lambda m: secateur.apply({"w": torch.ones(1, dtype=torch.bool)}, str(missing)))
-    refused(BadInput, "no.safetensors does not exist", lambda m: secateur.prune(missing, 0.5, out=tmp_path / "o.safetensors"))
+    refused(
+        BadInput,
+        r"no.safetensors' is a path: say where the result goes with out=",
+        lambda m: secateur.prune(missing, 0.5),
+    )
+    refused(
+        BadInput, "is a path: say where", lambda m: secateur.apply({"w": torch.ones(1, dtype=torch.bool)}, str(missing))
+    )
+    refused(
+        BadInput,
+        "no.safetensors does not exist",
+        lambda m: secateur.prune(missing, 0.5, out=tmp_path / "o.safetensors"),
+    )
     refused(BadInput, "does not exist", lambda m: secateur.inspect(missing))
     for target in (net(), dict(net().state_dict()), torch.ones(2, 2)):
         text = r"out= goes with a path; a \w+ is pruned in place.*save_pretrained"
@@ -442,7 +473,9 @@ def test_nonfinite_values_are_refused_by_default(value: float) -> None:
     assert (report["b.weight"].nonfinite, report["a.weight"].nonfinite) == (2, 0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
+)
 def test_nonfinite_values_of_every_dtype(dtype: torch.dtype) -> None:
     w = torch.tensor([1.0, math.nan, 2.0, 3.0]).to(dtype)
     with pytest.raises(BadTensor, match="holds 1 NaN or infinite weight, which"):
@@ -455,7 +488,9 @@ def test_nonfinite_values_of_every_dtype(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("value", BAD_VALUES)
-@pytest.mark.parametrize("criterion", ["magnitude", "random", lambda weight: weight.abs()], ids=["magnitude", "random", "own"])
+@pytest.mark.parametrize(
+    "criterion", ["magnitude", "random", lambda weight: weight.abs()], ids=["magnitude", "random", "own"]
+)
 def test_keep_keeps_them_and_prune_prunes_them_first(value: float, criterion: Any) -> None:
     for allocation in ("global", "uniform", {"*": 0.5}):
         kept, gone = with_bad(value, value), with_bad(value, value)
@@ -666,13 +701,22 @@ def test_harmless_oddities() -> None:
 def test_tensors_that_cannot_carry_the_pattern() -> None:
     """Chosen by default: skipped with one warning. Named by the user: refused."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 6, 1))
-    with pytest.warns(secateur.SecateurWarning, match="cannot carry 2:4 and stay dense: 0.weight .its 3 inputs") as seen:
+    with pytest.warns(
+        secateur.SecateurWarning, match="cannot carry 2:4 and stay dense: 0.weight .its 3 inputs"
+    ) as seen:
         report = secateur.prune(model, pattern="2:4")
     assert len(seen) == 1
     assert report.zeros == (8 * 8 * 9 + 6 * 8) // 2
     assert "its 3 inputs do not divide into groups of 4" in (report["0.weight"].skip or "")
-    text = r"'0.weight' \(shape \(8, 3, 3, 3\), float32\) cannot be pruned in the pattern 2:4: its 3 inputs do not divide"
-    refused(NotDefined, text, lambda m: secateur.prune(m, pattern="2:4", include="0.weight"), nn.Sequential(nn.Conv2d(3, 8, 3)))
+    text = (
+        r"'0.weight' \(shape \(8, 3, 3, 3\), float32\) cannot be pruned in the pattern 2:4: its 3 inputs do not divide"
+    )
+    refused(
+        NotDefined,
+        text,
+        lambda m: secateur.prune(m, pattern="2:4", include="0.weight"),
+        nn.Sequential(nn.Conv2d(3, 8, 3)),
+    )
     refused(NothingChosen, "no tensor can carry the pattern 2:4: 0.weight",
             lambda m: secateur.prune(m, pattern="2:4"), nn.Sequential(nn.Conv2d(3, 8, 3)))  # fmt: skip
     refused(NothingChosen, "no tensor can carry the pattern 2:4: tensor .*input dimension",

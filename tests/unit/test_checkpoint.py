@@ -98,7 +98,9 @@ def test_it_follows_the_protocol(tmp_path: Path) -> None:
         want = state()[spec.name] if spec.name != "fft" else load_file(tmp_path / "model.safetensors")["fft"]
         assert part.whole
         assert part.tensor.dtype == want.dtype
-        assert torch.equal(part.tensor.view(torch.uint8) if want.ndim else part.tensor, want.view(torch.uint8) if want.ndim else want)
+        assert torch.equal(
+            part.tensor.view(torch.uint8) if want.ndim else part.tensor, want.view(torch.uint8) if want.ndim else want
+        )
 
 
 def test_only_the_pruned_bytes_of_a_file_change(tmp_path: Path) -> None:
@@ -238,7 +240,11 @@ def test_other_weights_are_not_carried_over(tmp_path: Path) -> None:
 def test_other_parts_of_a_model_are_carried_over(tmp_path: Path) -> None:
     """The folders of a sentence encoder are modules of their own, whose weights are not those pruned."""
     source = hub_folder(tmp_path / "in")
-    for folder, name in (("2_Dense", "model.safetensors"), ("3_Dense", "pytorch_model.bin"), ("4_Own", "other.safetensors")):
+    for folder, name in (
+        ("2_Dense", "model.safetensors"),
+        ("3_Dense", "pytorch_model.bin"),
+        ("4_Own", "other.safetensors"),
+    ):
         (source / folder).mkdir()
         (source / folder / name).write_bytes(b"own weights")
     out = tmp_path / "out"
@@ -267,7 +273,12 @@ def test_modes_are_those_the_umask_asks_for(tmp_path: Path, mask: int) -> None:
         secateur.prune(file, 0.5, out=tmp_path / "out.safetensors")
         secateur.prune(folder, 0.5, out=tmp_path / "out")
         secateur.save_plan(secateur.plan(file, 0.5, criterion=lambda weight: weight), tmp_path / "plan.json")
-    made = [tmp_path / "out.safetensors", tmp_path / "out", *(tmp_path / "out").rglob("*"), *tmp_path.glob("plan.json*")]
+    made = [
+        tmp_path / "out.safetensors",
+        tmp_path / "out",
+        *(tmp_path / "out").rglob("*"),
+        *tmp_path.glob("plan.json*"),
+    ]
     assert len(made) > 10
     for path in made:
         assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~mask, path
@@ -304,7 +315,13 @@ def test_an_output_that_is_there_is_left_alone(tmp_path: Path) -> None:
     taken.mkdir()
     (taken / "notes.txt").write_text("mine")
     for source, out in ((file, mine), (file, dangling), (folder, taken), (folder, mine)):
-        refused(OutputExists, r"already there; choose another path, or say overwrite=True \(--overwrite\)", source, out, tmp_path)
+        refused(
+            OutputExists,
+            r"already there; choose another path, or say overwrite=True \(--overwrite\)",
+            source,
+            out,
+            tmp_path,
+        )
     with pytest.raises(FileExistsError):
         secateur.apply(secateur.plan(file, 0.5), file, out=mine)
 
@@ -349,7 +366,13 @@ def test_outputs_of_the_wrong_kind(tmp_path: Path) -> None:
     refused(BadInput, text, file, tmp_path / "out", tmp_path)
     refused(BadInput, text, file, tmp_path / "out.bin", tmp_path)
     refused(BadInput, text, file, tmp_path / "folder.safetensors", tmp_path, overwrite=True)
-    refused(BadInput, "the folder .*no/such does not exist; make it first", file, tmp_path / "no/such/out.safetensors", tmp_path)
+    refused(
+        BadInput,
+        "the folder .*no/such does not exist; make it first",
+        file,
+        tmp_path / "no/such/out.safetensors",
+        tmp_path,
+    )
 
 
 def test_a_full_disk_is_seen_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +408,9 @@ def failing_at(n: int, monkeypatch: pytest.MonkeyPatch, error: Callable[[], Base
     return seen
 
 
-@pytest.mark.parametrize("error", [lambda: OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt], ids=["full", "^C"])
+@pytest.mark.parametrize(
+    "error", [lambda: OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt], ids=["full", "^C"]
+)
 @pytest.mark.parametrize("old", [False, True], ids=["new", "over"])
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_an_error_at_any_moment_loses_nothing(
@@ -558,8 +583,14 @@ def test_paths_that_are_no_checkpoints(tmp_path: Path) -> None:
     save_file({}, nothing)
     table = {
         tmp_path / "gone.safetensors": (BadInput, "gone.safetensors does not exist"),
-        tmp_path / "weights.bin": (BadInput, r"weights.bin is not a .safetensors file.*--allow-pickle.*weights_only=True"),
-        tmp_path / "empty": (BadInput, r"empty must hold one safetensors file, or several with an index.*it holds nothing"),
+        tmp_path / "weights.bin": (
+            BadInput,
+            r"weights.bin is not a .safetensors file.*--allow-pickle.*weights_only=True",
+        ),
+        tmp_path / "empty": (
+            BadInput,
+            r"empty must hold one safetensors file, or several with an index.*it holds nothing",
+        ),
         tmp_path / "only_bin": (BadInput, "it holds pytorch_model.bin"),
         two: (BadInput, "it holds a.safetensors, b.safetensors"),
         nothing: (NothingChosen, "holds no tensors"),
@@ -729,7 +760,18 @@ def test_what_is_no_file_is_refused(tmp_path: Path, what: str) -> None:
 
 
 def test_names_in_a_file_are_only_names(tmp_path: Path) -> None:
-    odd = ["../../etc/passwd", "/abs.weight", "a\nb.weight", "\x1b[31mred.weight", "<b>.weight", "ünï.weight", " ", ".", "..", "a" * 500]
+    odd = [
+        "../../etc/passwd",
+        "/abs.weight",
+        "a\nb.weight",
+        "\x1b[31mred.weight",
+        "<b>.weight",
+        "ünï.weight",
+        " ",
+        ".",
+        "..",
+        "a" * 500,
+    ]
     source, out = one_file(tmp_path, {n: torch.ones(2, 2) for n in odd}), tmp_path / "out.safetensors"
     report = secateur.prune(source, 0.5, allocation="uniform", include=odd, out=out)
     assert [r.name for r in report.chosen] == sorted(odd)
@@ -743,10 +785,18 @@ def test_names_in_a_file_are_only_names(tmp_path: Path) -> None:
 def test_bad_tensors_of_a_file(tmp_path: Path) -> None:
     tensors = {"a.weight": torch.ones(2, 2), "b.weight": torch.ones(2, 2, dtype=torch.int8)}
     source = one_file(tmp_path, tensors)
-    refused(BadTensor, r"'b.weight' \(shape \(2, 2\), int8\): it holds integers", source, tmp_path / "o.safetensors", tmp_path)
+    refused(
+        BadTensor,
+        r"'b.weight' \(shape \(2, 2\), int8\): it holds integers",
+        source,
+        tmp_path / "o.safetensors",
+        tmp_path,
+    )
     scaled = {"a.weight": torch.ones(2, 2).to(torch.float8_e4m3fn), "a.weight_scale": torch.ones(1)}
     source = one_file(tmp_path, scaled)
     refused(BadTensor, r"scaled by 'a.weight_scale'.*dequantise", source, tmp_path / "o.safetensors", tmp_path)
     tensors = {"a.weight": torch.ones(2, 2), "b.weight": torch.tensor([[1.0, torch.nan]])}
     source = one_file(tmp_path, tensors)
-    refused(BadTensor, r"'b.weight' \(shape \(1, 2\), float32\) holds 1 NaN", source, tmp_path / "o.safetensors", tmp_path)
+    refused(
+        BadTensor, r"'b.weight' \(shape \(1, 2\), float32\) holds 1 NaN", source, tmp_path / "o.safetensors", tmp_path
+    )

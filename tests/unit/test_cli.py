@@ -146,7 +146,14 @@ def test_prune_a_folder(secateur_cli: Run, folder: Path, tmp_path: Path) -> None
 def test_two_of_four(secateur_cli: Run, tmp_path: Path) -> None:
     """For linear and convolution weights, seen in the file."""
     source, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    save_file({"fc.weight": torch.randn(6, 8), "conv.weight": torch.randn(5, 8, 3, 3), "stem.weight": torch.randn(4, 3, 3, 3)}, source)
+    save_file(
+        {
+            "fc.weight": torch.randn(6, 8),
+            "conv.weight": torch.randn(5, 8, 3, 3),
+            "stem.weight": torch.randn(4, 3, 3, 3),
+        },
+        source,
+    )
     done = secateur_cli("prune", source, "--pattern", "2:4", "-o", out)
     assert done.code == 0
     assert "cannot carry 2:4" in done.out
@@ -178,7 +185,9 @@ def test_filters_caps_and_the_rest_reach_the_function(secateur_cli: Run, file: P
         want = tensors()
         report = secateur.prune(want, **asked)
         assert done.facts["zeros"] == report.zeros
-        assert {n: t.numpy().tobytes() for n, t in load_file(out).items()} == {n: t.numpy().tobytes() for n, t in want.items()}, args
+        assert {n: t.numpy().tobytes() for n, t in load_file(out).items()} == {
+            n: t.numpy().tobytes() for n, t in want.items()
+        }, args
 
 
 def test_nonfinite_values(secateur_cli: Run, tmp_path: Path) -> None:
@@ -221,7 +230,9 @@ def test_a_dry_run_writes_nothing(secateur_cli: Run, file: Path, folder: Path, t
 
 
 def test_json_is_json_alone(secateur_cli: Run, file: Path, tmp_path: Path) -> None:
-    done = secateur_cli("prune", file, "--sparsity", ".9", "-o", tmp_path / "b.safetensors", "--json", "--pattern", "4x4")
+    done = secateur_cli(
+        "prune", file, "--sparsity", ".9", "-o", tmp_path / "b.safetensors", "--json", "--pattern", "4x4"
+    )
     assert done.err == ""
     assert done.facts["asked"] == {
         "sparsity": 0.9, "threshold": None, "criterion": "magnitude", "allocation": "global", "pattern": "4x4",
@@ -375,7 +386,10 @@ def test_a_pickle_needs_permission(secateur_cli: Run, tmp_path: Path) -> None:
         before = source.read_bytes()
         done = secateur_cli("prune", source, "--sparsity", ".5", "-o", out)
         assert done.code == 3
-        assert f"{name} is a pickled checkpoint, and a pickle can run code. If you trust it, say --allow-pickle" in done.err
+        assert (
+            f"{name} is a pickled checkpoint, and a pickle can run code. If you trust it, say --allow-pickle"
+            in done.err
+        )
         assert not out.exists()
         done = secateur_cli("prune", source, "--sparsity", ".5", "-o", out, "--allow-pickle", "--json")
         assert (done.code, done.err) == (0, "")
@@ -424,7 +438,13 @@ def test_what_may_lie_in_a_pickle(secateur_cli: Run, tmp_path: Path) -> None:
     tied = {**tensors(), "head.weight": tensors()["fc2.weight"]}
     tied["fc2.weight"] = tied["head.weight"]
     strided = {"fc.weight": torch.randn(8, 4).t()}
-    for holds in ({"state_dict": tensors(), "epoch": 3}, {"model": tensors()}, {"model_state_dict": tensors()}, tied, strided):
+    for holds in (
+        {"state_dict": tensors(), "epoch": 3},
+        {"model": tensors()},
+        {"model_state_dict": tensors()},
+        tied,
+        strided,
+    ):
         torch.save(holds, source)
         done = secateur_cli(*args)
         assert (done.code, done.err) == (0, ""), list(holds)
@@ -462,7 +482,9 @@ def test_a_pickle_goes_to_a_safetensors_file_that_is_free(secateur_cli: Run, tmp
     done = secateur_cli("prune", source, "--sparsity", "1.5", "-o", tmp_path / "b.safetensors", "--allow-pickle")
     assert done.code == 3
     assert tree(tmp_path) == before
-    done = secateur_cli("prune", source, "--sparsity", ".5", "-o", tmp_path / "b.safetensors", "--allow-pickle", "--dry-run")
+    done = secateur_cli(
+        "prune", source, "--sparsity", ".5", "-o", tmp_path / "b.safetensors", "--allow-pickle", "--dry-run"
+    )
     assert "nothing written" in done.out
     assert tree(tmp_path) == before
 
@@ -470,7 +492,9 @@ def test_a_pickle_goes_to_a_safetensors_file_that_is_free(secateur_cli: Run, tmp
 # ----------------------------------------------------------------------------------- processes
 
 
-def process(*args: object, code: str = "from secateur.cli import main; main()", **options: Any) -> subprocess.Popen[str]:
+def process(
+    *args: object, code: str = "from secateur.cli import main; main()", **options: Any
+) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.Popen(command, text=True, env=environment, **options)
@@ -481,13 +505,21 @@ def test_a_process_is_silent_and_ends_with_its_code(file: Path, tmp_path: Path) 
     out = tmp_path / "out.safetensors"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "prune", file, "--sparsity", ".5", "-o", out], capture_output=True, text=True, env=environment, check=False
+        [*command, "prune", file, "--sparsity", ".5", "-o", out],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     assert f"written to {out}" in done.stdout
     done = subprocess.run(
-        [*command, "prune", file, "--sparsity", "90", "-o", out], capture_output=True, text=True, env=environment, check=False
+        [*command, "prune", file, "--sparsity", "90", "-o", out],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith("error: ")

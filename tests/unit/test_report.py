@@ -32,7 +32,13 @@ def report() -> Report:
         row("fc2.weight", zeros=10, threshold=None, asked=9),
         row("ids", shape=(3,), dtype="int64", role="buffer", numel=3, skip="not a parameter"),
     )
-    asked = {"sparsity": 0.65, "threshold": None, "criterion": "magnitude", "allocation": "erk", "pattern": "unstructured"}
+    asked = {
+        "sparsity": 0.65,
+        "threshold": None,
+        "criterion": "magnitude",
+        "allocation": "erk",
+        "pattern": "unstructured",
+    }
     return Report(rows, asked, ("left with nothing: fc2.weight",))
 
 
@@ -113,7 +119,11 @@ def test_json() -> None:
         "threshold": 0.25, "asked": 4, "nonfinite": 0, "aliases": ["tied.weight"], "skip": None, "sparsity": 0.4,
     }  # fmt: skip
     assert facts["warnings"] == ["left with nothing: fc2.weight"]
-    for odd in (Report((row("w", zeros=10),), {}), Report((), {}), secateur.inspect(torch.tensor([math.nan, math.inf]))):
+    for odd in (
+        Report((row("w", zeros=10),), {}),
+        Report((), {}),
+        secateur.inspect(torch.tensor([math.nan, math.inf])),
+    ):
         json.loads(odd.to_json(), parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))
 
 
@@ -144,7 +154,9 @@ def test_html_is_well_formed() -> None:
         ElementTree.fromstring(r._repr_html_().replace("&nbsp;", " "))
 
 
-@pytest.mark.parametrize("name", ["\x1b[31mred", "bell\x07", "line\nbreak", "back\b\b\b", "\x9b31m", "\u202ereversed", "tab\t"])
+@pytest.mark.parametrize(
+    "name", ["\x1b[31mred", "bell\x07", "line\nbreak", "back\b\b\b", "\x9b31m", "\u202ereversed", "tab\t"]
+)
 def test_names_do_not_steer_the_terminal(name: str) -> None:
     r = Report((row(name, zeros=1, threshold=0.5, skip=None),), {}, (f"left with nothing: {name}",))
     console = Console(file=io.StringIO(), width=120, color_system=None)
