@@ -83,7 +83,7 @@ def test_a_refused_combination_touches_nothing() -> None:
 def test_nothing_asked_is_refused() -> None:
     for allocation in ALLOCATIONS:
         if allocation != "mapping":
-            with pytest.raises(secateur.BadInput, match="say how much to prune: sparsity=0.9"):
+            with pytest.raises(secateur.BadInput, match=r"say how much to prune: sparsity=0\.9"):
                 secateur.plan(net(), allocation=ALLOCATIONS[allocation])
 
 

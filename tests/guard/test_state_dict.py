@@ -75,6 +75,11 @@ def channels(model: nn.Module) -> object:
         return secateur.prune(model, 0.5, pattern="channel")
 
 
+def plan_by_a_function(model: nn.Module) -> object:
+    """One that writes into what it is given."""
+    return secateur.plan(model, 0.5, criterion=lambda weight: weight.zero_(), allocation="uniform")
+
+
 def bake(model: nn.Module) -> object:
     """From a model under torch.nn.utils.prune, whose zeros stay."""
     nn.utils.prune.l1_unstructured(model.get_submodule("fc"), "weight", amount=0.5)
@@ -90,7 +95,7 @@ VERBS: dict[str, tuple[str, Callable[[nn.Module], object]]] = {
     "apply a plan": ("apply", apply_plan),
     "apply masks": ("apply", apply_masks),
     "plan": ("plan", lambda m: secateur.plan(m, 0.5)),
-    "plan by a function": ("plan", lambda m: secateur.plan(m, 0.5, criterion=lambda weight: weight.zero_(), allocation="uniform")),
+    "plan by a function": ("plan", plan_by_a_function),
     "inspect": ("inspect", secateur.inspect),
     "masks": ("masks", secateur.masks),
     "from_torch_prune": ("from_torch_prune", bake),

@@ -192,7 +192,7 @@ def test_patterns_check_themselves() -> None:
         lambda: secateur.random(True), lambda: secateur.random(0.5),  # type: ignore[arg-type]
     ]  # fmt: skip
     for make in made:
-        with pytest.raises(BadInput, match="got|takes|must be"):
+        with pytest.raises(BadInput, match=r"got|takes|must be"):
             make()
 
 
@@ -356,7 +356,8 @@ ALLOCATIONS: dict[str, tuple[Callable[..., Any], str]] = {
     "nothing": (lambda rows, s: None, "got NoneType"),
     "missing": (lambda rows, s: {"0.weight": 1}, r"one count for each row; missing or unknown: \['2.weight'\]"),
     "unknown": (lambda rows, s: {"0.weight": 1, "2.weight": 1, "x": 1}, r"missing or unknown: \['x'\]"),
-    "share": (lambda rows, s: {r.name: 0.5 for r in rows}, r"gave 0.5 for '0.weight' \(shape \(6, 4\), float32\): .*int, 0 <= count <= 24"),
+    "share": (lambda rows, s: {r.name: 0.5 for r in rows},
+              r"gave 0.5 for '0.weight' \(shape \(6, 4\), float32\): .*int, 0 <= count <= 24"),
     "negative": (lambda rows, s: {r.name: -1 for r in rows}, "gave -1 for '0.weight'"),
     "too many": (lambda rows, s: {r.name: 13 for r in rows}, "gave 13 for '2.weight' .*0 <= count <= 12"),
     "bool": (lambda rows, s: {r.name: True for r in rows}, "gave True"),

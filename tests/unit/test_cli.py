@@ -166,7 +166,8 @@ def test_two_of_four(secateur_cli: Run, tmp_path: Path) -> None:
 def test_filters_caps_and_the_rest_reach_the_function(secateur_cli: Run, file: Path, tmp_path: Path) -> None:
     table: list[tuple[list[str], dict[str, Any]]] = [
         (["--sparsity", ".5", "--include", "fc1"], {"sparsity": 0.5, "include": "fc1"}),
-        (["--sparsity", ".5", "--include", "fc1", "--include", "emb.weight"], {"sparsity": 0.5, "include": ["fc1", "emb.weight"]}),
+        (["--sparsity", ".5", "--include", "fc1", "--include", "emb.weight"],
+         {"sparsity": 0.5, "include": ["fc1", "emb.weight"]}),
         (["--sparsity", ".5", "--ignore", "fc2"], {"sparsity": 0.5, "ignore": "fc2"}),
         (["--threshold", "0.5"], {"threshold": 0.5}),
         (["--sparsity", ".5", "--criterion", "random"], {"sparsity": 0.5, "criterion": "random"}),

@@ -24,7 +24,9 @@ from .elements import (
     Meter,
     Scored,
     dead,
+    kept_keys,
     kept_scores,
+    keyed_kept,
     keyed_magnitude,
     keyed_scores,
     magnitude_space,
@@ -51,13 +53,25 @@ class Source:
     reduce: Reduce
     criterion: crit.Criterion
     nonfinite: str
-    _kept: dict[str, Scored] = field(default_factory=dict)
+    _scores: dict[str, Scored] = field(default_factory=dict)
+    _keys: dict[str, Scored] = field(default_factory=dict)
 
-    def scored(self, spec: Spec, block: int = 1, align: Align = "chunk") -> Iterator[tuple[Part, Tensor]]:
+    def scored(self, spec: Spec, align: Align = "chunk") -> Iterator[tuple[Part, Tensor]]:
         """Flat parts with their scores; a criterion that is not elementwise is called once a tensor in all."""
-        if not crit.is_elementwise(self.criterion) and spec.name not in self._kept:
-            self._kept[spec.name] = kept_scores(spec, self.parts, self.criterion)
-        return score_pieces(spec, self.parts, self.criterion, self._kept.get(spec.name), block, align)
+        if not crit.is_elementwise(self.criterion) and spec.name not in self._scores:
+            self._scores[spec.name] = kept_scores(spec, self.parts, self.criterion)
+        return score_pieces(spec, self.parts, self.criterion, self._scores.get(spec.name), 1, align)
+
+    def keyed(self, spec: Spec, block: int = 1) -> Keyed:
+        """A tensor with the order keys of its scores. They are kept (8 bytes a weight) where the criterion is called once a
+        tensor, and where the weights are in memory anyway: scoring again in every pass costs far more than the passes."""
+        whole = list(self.parts(spec, "whole")) if spec.name not in self._keys else []
+        if whole and crit.is_elementwise(self.criterion) and not all(p.resident for p in whole):
+            pieces = partial(score_pieces, spec, self.parts, self.criterion, None, block)
+            return keyed_scores(spec, pieces, self.nonfinite)
+        if whole:
+            self._keys[spec.name] = kept_keys(whole, self.criterion, self.nonfinite)
+        return keyed_kept(spec, self._keys[spec.name], block)
 
     def facts(self, spec: Spec) -> Facts:
         """Zeros and non-finite values of one tensor; refuses the latter unless the user said what to do with them."""
@@ -133,7 +147,7 @@ def settled(selector: Selector, source: Source, spec: Spec, cut: Cut) -> Taken:
 def _keyed(source: Source, spec: Spec, pool: torch.dtype, block: int = 1) -> Keyed:
     """A tensor with its keys; `fast` counts digits of plain magnitudes of the pool's own dtype."""
     if not source.by_magnitude:
-        return keyed_scores(spec, partial(source.scored, spec, block), source.nonfinite)
+        return source.keyed(spec, block)
     keyed = keyed_magnitude(spec, source.parts, pool, source.nonfinite, block)
     if block > 1 or pool != spec.dtype or source.nonfinite == "prune":
         return keyed

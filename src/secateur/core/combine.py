@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 
 from .criteria import Criterion, magnitude
 from .patterns import NM, Block, Channel, Pattern, Unstructured
-from .spelling import ALLOCATIONS, Allocation
+from .spelling import Allocation
 
 CAPS = "max_sparsity and min_keep"
 
@@ -81,17 +79,3 @@ def _lamp(c: Choice) -> str | None:
     if c.nonfinite != "error":
         return "LAMP sums squares, so every weight must be finite: leave nonfinite out, or choose another allocation"
     return None
-
-
-def table() -> Iterator[tuple[str, str, str, str]]:
-    """(pattern, allocation, criterion, reason or "") for every combination of named choices: the rows of the docs page."""
-
-    def anything(weight):  # type: ignore[no-untyped-def]
-        return weight
-
-    patterns: list[Pattern] = [Unstructured(), NM(2, 4), Block((4, 4)), Channel("out"), Channel("in")]
-    allocations: list[tuple[str, Allocation]] = [(a, a) for a in ALLOCATIONS]
-    allocations += [("mapping", {"*": 0.5}), ("function", lambda rows, sparsity: {})]
-    criteria: list[tuple[str, Criterion]] = [("magnitude", magnitude), ("another criterion", anything)]
-    for p, (a_name, a), (c_name, c) in product(patterns, allocations, criteria):
-        yield str(p), a_name, c_name, why_refused(Choice(p, a, c)) or ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -139,6 +140,34 @@ def keyed_scores(spec: Spec, pieces: Callable[[], Iterator[tuple[Part, Tensor]]]
             # First or last whatever their score, which may well be NaN.
             keys = order_key(comparable(scores, str(spec)).masked_fill(gone | kept, 0), str(spec))
             yield keys.masked_fill_(gone, LOWEST).masked_fill_(kept, HIGHEST), part
+
+    return Keyed(spec, chunks)
+
+
+def kept_keys(whole: Sequence[Part], criterion: crit.Criterion, nonfinite: str) -> Scored:
+    """Whole parts with their flat order keys, from one call of the criterion a tensor (or a piece, if elementwise)."""
+    out = []
+    for part in whole:
+        pieces = part.chunks(CHUNK) if crit.is_elementwise(criterion) else iter([part])
+        keys = [
+            k.reshape(-1)
+            for piece in pieces
+            for k, _ in keyed_scores(part.spec, partial(_scored_once, piece, criterion), nonfinite).chunks()
+        ]
+        out.append((part, torch.cat(keys)))
+    return out
+
+
+def _scored_once(part: Part, criterion: crit.Criterion) -> Iterator[tuple[Part, Tensor]]:
+    yield part, crit.scores(criterion, part)
+
+
+def keyed_kept(spec: Spec, kept: Scored, block: int) -> Keyed:
+    """A tensor with order keys that were kept."""
+
+    def chunks() -> Iterator[tuple[Tensor, Part]]:
+        for part, keys in kept:
+            yield from zip(keys.split(_size(block)), part.chunks(_size(block)), strict=True)
 
     return Keyed(spec, chunks)
 

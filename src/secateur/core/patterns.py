@@ -79,7 +79,7 @@ class NM:
     def why_not(self, spec: Spec) -> str | None:
         """The input dimension must be known and divide into groups."""
         if spec.in_dim is None:
-            return f"{self} groups along the input dimension, and which that is of a {spec.role} tensor is not known"
+            return f"{self} groups along the input dimension, which is not known for the role {spec.role!r}"
         size = spec.shape[spec.in_dim]
         if size % self.of:
             return f"its {size} inputs do not divide into groups of {self.of}"
@@ -177,7 +177,9 @@ class Block:
     def why_not(self, spec: Spec) -> str | None:
         """Both feature dims must be known and multiples of the block."""
         if spec.out_dim is None or spec.in_dim is None:
-            return f"{self} blocks need an output and an input dimension, which a {spec.role} tensor lacks here"
+            return (
+                f"{self} blocks need an output and an input dimension, which are not known for the role {spec.role!r}"
+            )
         rows, columns = spec.shape[spec.out_dim], spec.shape[spec.in_dim]
         if rows % self.shape[0] or columns % self.shape[1]:
             return f"its {rows} outputs and {columns} inputs are not multiples of {self.shape[0]} and {self.shape[1]}"
@@ -230,7 +232,7 @@ class Channel:
     def why_not(self, spec: Spec) -> str | None:
         """The dim must be known, and a unit must be one slice of one tensor."""
         if (spec.out_dim if self.side == "out" else spec.in_dim) is None:
-            return f"which dimension holds the {self.side}put channels of a {spec.role} tensor is not known"
+            return f"which dimension holds the {self.side}put channels is not known for the role {spec.role!r}"
         if spec.role == "recurrent":
             return "a hidden unit of a recurrent layer spans its gates and both weights, not one row"
         split = self.side == "in" if spec.role == "conv" else self.side == "out"
