@@ -103,6 +103,11 @@ Tally bracket(const Kernels& kernels, const Array& a, uint64_t lo, uint64_t hi, 
     const WidthKernels& k = of_width(kernels, a.width);
     lo = std::min(lo, greatest_key(a.width) + 1);
     hi = std::min(hi, greatest_key(a.width));
+    if (lo > hi + 1) {
+        Tally apart = bracket(kernels, a, lo, lo - 1, out, capacity);
+        apart.min_above = bracket(kernels, a, hi + 1, hi, out, capacity).min_above;
+        return apart;
+    }
     const Share share{a.n, uint64_t(a.width)};
     Buffers buffers(share);
     std::atomic<uint64_t> used{0};

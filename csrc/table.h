@@ -36,7 +36,7 @@ struct Groups {
 
 struct WidthKernels {
     void (*scan)(const void* p, uint64_t n, Tally* tally);
-    // Writes the keys in lo..hi to `collected`, which has room for n keys and 64 bytes more.
+    // Writes the keys in lo..hi, lo <= hi + 1, to `collected`, which has room for n keys and 64 bytes more.
     void (*bracket)(const void* p, uint64_t n, uint64_t lo, uint64_t hi, void* collected, Tally* tally);
     // Prunes keys up to and including `last`; `count` only says what `fill` would do.
     void (*count)(const void* p, uint64_t n, uint64_t last, Tally* tally);

@@ -38,12 +38,12 @@ inline __m512i rotated(__m512i x) {
 }
 
 // The same operations for each width: only the suffix of the instruction differs.
-#define SECATEUR_VECTOR(NAME, KEY, MASK, BITS)                                                                           \
+#define SECATEUR_VECTOR(NAME, KEY, MASK, BITS, LANES)                                                                    \
     struct NAME {                                                                                                        \
         using Key = KEY;                                                                                                 \
         using Reg = __m512i;                                                                                             \
         using Mask = MASK;                                                                                               \
-        static constexpr int lanes = 512 / BITS;                                                                         \
+        static constexpr int lanes = LANES;                                                                              \
         static constexpr int longest_rotation = rotation_limit;                                                          \
         static Reg load(const Key* p) { return _mm512_loadu_si512(p); }                                                  \
         static void store(Key* p, Reg a) { _mm512_storeu_si512(p, a); }                                                  \
@@ -60,8 +60,8 @@ inline __m512i rotated(__m512i x) {
         static Mask negative(Reg a) { return _mm512_movepi##BITS##_mask(a); }                                            \
         static bool any(Reg a) { return _mm512_test_epi64_mask(a, a) != 0; }                                             \
         static uint64_t count(Mask m) { return static_cast<uint64_t>(__builtin_popcountll(m)); }                         \
-        static Mask both(Mask a, Mask b) { return a & b; }                                                               \
-        static Mask without(Mask a, Mask b) { return static_cast<Mask>(a & ~b); }                                        \
+        static Mask both(Mask a, Mask b) { return _kand_mask##LANES(a, b); }                                             \
+        static Mask without(Mask a, Mask b) { return _kandn_mask##LANES(b, a); }                                         \
         static Reg min_where(Reg a, Mask m, Reg b) { return _mm512_mask_min_epi##BITS(a, m, a, b); }                     \
         static Reg add_where(Reg a, Mask m, Reg b) { return _mm512_mask_add_epi##BITS(a, m, a, b); }                     \
         static Reg keep(Mask m, Reg a) { return _mm512_maskz_mov_epi##BITS(m, a); }                                      \
@@ -81,10 +81,10 @@ inline __m512i rotated(__m512i x) {
         }                                                                                                                \
     }
 
-SECATEUR_VECTOR(V1, uint8_t, __mmask64, 8);
-SECATEUR_VECTOR(V2, uint16_t, __mmask32, 16);
-SECATEUR_VECTOR(V4, uint32_t, __mmask16, 32);
-SECATEUR_VECTOR(V8, uint64_t, __mmask8, 64);
+SECATEUR_VECTOR(V1, uint8_t, __mmask64, 8, 64);
+SECATEUR_VECTOR(V2, uint16_t, __mmask32, 16, 32);
+SECATEUR_VECTOR(V4, uint32_t, __mmask16, 32, 16);
+SECATEUR_VECTOR(V8, uint64_t, __mmask8, 64, 8);
 
 inline void add_pair(LampBin* bin, __m128i one_and_term) {
     __m128i* at = reinterpret_cast<__m128i*>(bin);

@@ -97,17 +97,17 @@ void bracket(const void* ptr, uint64_t n, uint64_t lo, uint64_t hi, void* collec
     const auto magnitude = magnitude_bits<V>();
     const auto zero = V::set1(0), under = V::set1(static_cast<Key>(lo - 1)), over = V::set1(static_cast<Key>(hi));
     VectorTally<V> seen;
-    uint64_t reached = 0, i = 0;
+    uint64_t i = 0;
 #pragma GCC unroll 2
     for (; i + V::lanes <= n; i += V::lanes) {
         const auto key = V::all_and(V::load(p + i), magnitude);
-        const auto above = V::gt(key, over), reaches = V::gt(key, under);
-        reached += V::count(reaches);
-        out += V::collect(out, V::without(reaches, above), key);
+        const auto above = V::gt(key, over);
+        out += V::collect(out, V::without(V::gt(key, under), above), key);
         seen.see(key, V::gt(key, zero), above);
     }
-    tally->below += i - reached;
-    tally->inside += out - static_cast<Key*>(collected);
+    const uint64_t inside = out - static_cast<Key*>(collected);
+    tally->inside += inside;
+    tally->below += i - seen.above - inside;
     seen.pour(i, tally);
     bracket_scalar<Key>(p + i, n - i, lo, hi, out, tally);
 }

@@ -15,9 +15,9 @@ CHILD = """
 import json, sys, time
 import torch
 before = set(sys.modules)
-start = time.perf_counter()
+start = time.process_time()
 import secateur
-end = time.perf_counter()
+end = time.process_time()
 print(json.dumps({"added": end - start, "modules": sorted(set(sys.modules) - before)}))
 """
 
@@ -29,11 +29,12 @@ def child(code: str) -> dict[str, object]:
 
 
 def test_import_is_quick_and_lean() -> None:
-    # torch is there already, so the time is what secateur adds; the median forgives a disturbed run.
+    # Processor time: on a machine with other work an import waits for a core, and how long says nothing about it.
+    # `make bench` measures the time by the clock. torch is there already, so the time is what secateur adds.
     runs = [child(CHILD) for _ in range(RUNS)]
     added = statistics.median(float(str(r["added"])) for r in runs)
     modules = runs[0]["modules"]
     assert isinstance(modules, list)
     assert "secateur" in modules
     assert not NOT_YET & {m.split(".")[0] for m in modules}
-    assert added < MOST_SECONDS, f"import secateur adds {added:.2f} s to import torch"
+    assert added < MOST_SECONDS, f"import secateur adds {added:.2f} s of processor time to import torch"

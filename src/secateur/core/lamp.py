@@ -50,6 +50,16 @@ class LampTable:
     below: int = 0
     above: int = 0
 
+    @property
+    def exact(self) -> bool:
+        """Whether every range is a single key."""
+        return self.first is self.last or bool((self.first == self.last).all())
+
+    def spent(self) -> LampTable:
+        """What is left of a table whose scores are known exactly: nothing needs it any more."""
+        none = self.first[:0].copy()
+        return replace(self, first=none, last=none, counts=none, sums=none)
+
     def scores(self) -> tuple[Floats, Floats]:
         """(lowest, highest) score that a weight of each range can have; equal where a range is a single key."""
         at_least = np.cumsum(self.sums[::-1])[::-1] + self.above
@@ -85,21 +95,27 @@ def integers(values: Floats, bits: int) -> Ints:
 
 def lamp_counts(specs: Sequence[Spec], limits: Sequence[Bounds], total: int, parts: Parts, reduce: Reduce) -> list[int]:
     """Counts whose sum is ``total``: those of the smallest ``(score, tensor rank, |w|)``, within the bounds."""
-    tables = lamp_tables(specs, parts, reduce)
-    scored = [t.scores() for t in tables]
-    ends = [_ends(t, b) for t, b in zip(tables, limits, strict=True)]
+    tables, lows, highs, ends = [], [], [], []
+    for table, limit in zip(lamp_tables(specs, parts, reduce), limits, strict=True):
+        low, high = table.scores()
+        lows.append(low)
+        highs.append(high)
+        ends.append(_ends(table, limit))
+        tables.append(table.spent() if table.exact else table)
     while True:
-        lows, highs = [low for low, _ in scored], [high for _, high in scored]
-        exact = all((t.first == t.last).all() for t in tables)
+        exact = all(t.exact for t in tables)
         first = _reach(lows, ends, total)
         last = first if exact else _reach(highs, ends, total)
         if exact:
             break
-        for i, t in enumerate(tables):
-            t = narrowed(t, (lows[i] <= last) & (highs[i] >= first), highs[i] < first)
-            which = t.first < t.last
-            tables[i] = refine(t, which, parts, reduce) if which.any() else t
-            scored[i], ends[i] = tables[i].scores(), _ends(tables[i], limits[i])
+        loose = [i for i, t in enumerate(tables) if not t.exact]
+        for i in loose:  # all are narrowed, and what they were is let go, before any grows again
+            tables[i] = narrowed(tables[i], (lows[i] <= last) & (highs[i] >= first), highs[i] < first)
+            lows[i] = highs[i] = np.empty(0)
+        for i in loose:
+            t = tables[i] if tables[i].exact else refine(tables[i], tables[i].first < tables[i].last, parts, reduce)
+            (lows[i], highs[i]), ends[i] = t.scores(), _ends(t, limits[i])
+            tables[i] = t.spent() if t.exact else t
     below = [int(e[np.searchsorted(v, last, side="left")]) for v, e in zip(lows, ends, strict=True)]
     upto = [int(e[np.searchsorted(v, last, side="right")]) for v, e in zip(lows, ends, strict=True)]
     missing = total - sum(below)
@@ -142,21 +158,17 @@ def _reach(scores: Sequence[Floats], ends: Sequence[Ints], total: int) -> float:
     return float(np.int64(hi).view(np.float64))
 
 
-def lamp_tables(specs: Sequence[Spec], parts: Parts, reduce: Reduce) -> list[LampTable]:
+def lamp_tables(specs: Sequence[Spec], parts: Parts, reduce: Reduce) -> Iterator[LampTable]:
     """The coarse table of every tensor: zeros, and ranges of the leading 15 bits of the key."""
-    if reduce is not identity:
-        return [lamp_table(s, parts, reduce) for s in specs]
-    out: list[LampTable] = []
     for at in range(0, len(specs), BATCH):  # a few at a time: what comes back of each is larger than what is kept
         some = specs[at : at + BATCH]
-        same = len({_shift(s) for s in some}) == 1
+        same = reduce is identity and len({_shift(s) for s in some}) == 1
         found = fast.lamp_bins(some, parts, _shift(some[0]), [_room(s) for s in some]) if same else None
         if found is None:
-            out += [lamp_table(s, parts, reduce) for s in some]
+            yield from (lamp_table(s, parts, reduce) for s in some)
         for s, (zeros, largest, rows) in zip(some, found or (), strict=found is not None):
             top = exponent(torch.tensor(largest, dtype=torch.float64)) or 0
-            out.append(_table(s, top, zeros, *np.ascontiguousarray(rows.T)))
-    return out
+            yield _table(s, top, zeros, *np.ascontiguousarray(rows.T))
 
 
 def _shift(spec: Spec) -> int:
