@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -119,6 +119,7 @@ def test_a_cut_means_the_same_in_another_dtype(dtype: torch.dtype, pool: torch.d
     assert torch.equal((keys < own_key) | ((keys == own_key) & (at < own_index)), meant)
 
 
+@example([0.0, -0.0, 1.0, -5e-324, -math.inf, math.inf])
 @given(st.lists(st.floats(allow_nan=False), max_size=40))
 def test_order_keys_are_monotone(values: list[float]) -> None:
     keys = order_key(torch.tensor(values, dtype=torch.float64), "w")

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 import secateur
-from secateur.core.combine import Choice, table, why_refused
+from secateur.core.combine import Choice, why_refused
 from secateur.core.criteria import magnitude
 from secateur.core.make import Request
 from secateur.core.patterns import NM, Block, Channel, Grid, Pattern, Unstructured
-from secateur.core.spelling import ALLOCATIONS, allocation_of, criterion_of, pattern_of
+from secateur.core.spelling import allocation_of, criterion_of, pattern_of
 from secateur.core.types import Spec
 from secateur.errors import BadInput, NotDefined
 from tests.property import oracles
@@ -207,28 +207,6 @@ def test_slips(asked: dict[str, Any], says: str) -> None:
     with pytest.raises(BadInput) as e:
         Request.of(**asked)
     assert says in str(e.value)
-
-
-def test_every_row_of_the_table_of_combinations_is_what_happens() -> None:
-    """The page of combinations is made from this table: what it calls defined runs, the rest is refused."""
-    patterns = {"unstructured", "2:4", "4x4", "channel", "channel:in"}
-    rows = list(table())
-    assert {p for p, *_ in rows} == patterns and len(rows) == len(patterns) * (len(ALLOCATIONS) + 2) * 2
-    for p, a, c, reason in rows:
-        model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 4))
-        chosen: Any = {"mapping": {"*": 0.5}, "function": lambda rows, s: {r.name: 4 for r in rows}}.get(a, a)
-        asked = {
-            "sparsity": None if p == "2:4" else 0.5,
-            "pattern": p,
-            "allocation": chosen,
-            "criterion": "magnitude" if c == "magnitude" else whatever,
-        }
-        if reason:
-            with pytest.raises(NotDefined) as e:
-                secateur.prune(model, **asked)
-            assert str(e.value) == reason + "."
-        else:
-            assert secateur.prune(model, **asked).zeros >= (4 if a == "function" and p == "unstructured" else 0)
 
 
 def test_aliases_and_defaults() -> None:
