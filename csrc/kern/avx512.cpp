@@ -12,7 +12,8 @@ template <class U, int GROUP, int SHIFT>
 constexpr Lanes<U, 64 / sizeof(U)> moved() {
     Lanes<U, 64 / sizeof(U)> index = {};
     constexpr int group = GROUP / sizeof(U), shift = SHIFT / sizeof(U);
-    for (int i = 0; i < static_cast<int>(64 / sizeof(U)); ++i) index.lane[i] = U(i / group * group + (i + shift) % group);
+    constexpr int lanes = 64 / sizeof(U);
+    for (int i = 0; i < lanes; ++i) index.lane[i] = U(i / group * group + (i + shift) % group);
     return index;
 }
 
@@ -38,47 +39,49 @@ inline __m512i rotated(__m512i x) {
 }
 
 // The same operations for each width: only the suffix of the instruction differs.
-#define SECATEUR_VECTOR(NAME, KEY, MASK, BITS, LANES)                                                                    \
-    struct NAME {                                                                                                        \
-        using Key = KEY;                                                                                                 \
-        using Reg = __m512i;                                                                                             \
-        using Mask = MASK;                                                                                               \
-        static constexpr int lanes = LANES;                                                                              \
-        static constexpr int longest_rotation = rotation_limit;                                                          \
-        static Reg load(const Key* p) { return _mm512_loadu_si512(p); }                                                  \
-        static void store(Key* p, Reg a) { _mm512_storeu_si512(p, a); }                                                  \
-        static Mask from(int n) { return static_cast<Mask>(~uint64_t{0} << n); }                                         \
-        static Reg set1(Key a) { return _mm512_set1_epi##BITS(a); }                                                      \
-        static Reg all_and(Reg a, Reg b) { return _mm512_and_si512(a, b); }                                              \
-        static Reg all_or(Reg a, Reg b) { return _mm512_or_si512(a, b); }                                                \
-        static Reg all_not(Reg a) { return _mm512_ternarylogic_epi32(a, a, a, 0x0F); }                                   \
-        static Reg add(Reg a, Reg b) { return _mm512_add_epi##BITS(a, b); }                                              \
-        static Reg sub(Reg a, Reg b) { return _mm512_sub_epi##BITS(a, b); }                                              \
-        static Reg max(Reg a, Reg b) { return _mm512_max_epi##BITS(a, b); }                                              \
-        static Mask gt(Reg a, Reg b) { return _mm512_cmpgt_epi##BITS##_mask(a, b); }                                     \
-        static Mask eq(Reg a, Reg b) { return _mm512_cmpeq_epi##BITS##_mask(a, b); }                                     \
-        static Mask negative(Reg a) { return _mm512_movepi##BITS##_mask(a); }                                            \
-        static bool any(Reg a) { return _mm512_test_epi64_mask(a, a) != 0; }                                             \
-        static uint64_t count(Mask m) { return static_cast<uint64_t>(__builtin_popcountll(m)); }                         \
-        static Mask both(Mask a, Mask b) { return _kand_mask##LANES(a, b); }                                             \
-        static Mask without(Mask a, Mask b) { return _kandn_mask##LANES(b, a); }                                         \
-        static Reg min_where(Reg a, Mask m, Reg b) { return _mm512_mask_min_epi##BITS(a, m, a, b); }                     \
-        static Reg add_where(Reg a, Mask m, Reg b) { return _mm512_mask_add_epi##BITS(a, m, a, b); }                     \
-        static Reg keep(Mask m, Reg a) { return _mm512_maskz_mov_epi##BITS(m, a); }                                      \
-        static bool loses(Mask m, Reg a) { return _mm512_mask_test_epi##BITS##_mask(static_cast<Mask>(~m), a, a) != 0; } \
-        /* Through a register: compressing straight to memory is microcoded on Zen 4. */                                 \
-        static uint64_t collect(Key* out, Mask m, Reg a) {                                                               \
-            store(out, _mm512_maskz_compress_epi##BITS(m, a));                                                           \
-            return count(m);                                                                                             \
-        }                                                                                                                \
-        template <int N>                                                                                                 \
-        static Reg at_least(Reg a, Reg b, Reg not_c) {                                                                   \
-            return _mm512_ternarylogic_epi32(a, b, not_c, N == 1 ? 0xFD : N == 2 ? 0xD4 : 0x40);                         \
-        }                                                                                                                \
-        template <int GROUP, int SHIFT>                                                                                  \
-        static Reg rotate(Reg a) {                                                                                       \
-            return rotated<GROUP, SHIFT>(a);                                                                             \
-        }                                                                                                                \
+#define SECATEUR_VECTOR(NAME, KEY, MASK, BITS, LANES)                                                \
+    struct NAME {                                                                                    \
+        using Key = KEY;                                                                             \
+        using Reg = __m512i;                                                                         \
+        using Mask = MASK;                                                                           \
+        static constexpr int lanes = LANES;                                                          \
+        static constexpr int longest_rotation = rotation_limit;                                      \
+        static Reg load(const Key* p) { return _mm512_loadu_si512(p); }                              \
+        static void store(Key* p, Reg a) { _mm512_storeu_si512(p, a); }                              \
+        static Mask from(int n) { return static_cast<Mask>(~uint64_t{0} << n); }                     \
+        static Reg set1(Key a) { return _mm512_set1_epi##BITS(a); }                                  \
+        static Reg all_and(Reg a, Reg b) { return _mm512_and_si512(a, b); }                          \
+        static Reg all_or(Reg a, Reg b) { return _mm512_or_si512(a, b); }                            \
+        static Reg all_not(Reg a) { return _mm512_ternarylogic_epi32(a, a, a, 0x0F); }               \
+        static Reg add(Reg a, Reg b) { return _mm512_add_epi##BITS(a, b); }                          \
+        static Reg sub(Reg a, Reg b) { return _mm512_sub_epi##BITS(a, b); }                          \
+        static Reg max(Reg a, Reg b) { return _mm512_max_epi##BITS(a, b); }                          \
+        static Mask gt(Reg a, Reg b) { return _mm512_cmpgt_epi##BITS##_mask(a, b); }                 \
+        static Mask eq(Reg a, Reg b) { return _mm512_cmpeq_epi##BITS##_mask(a, b); }                 \
+        static Mask negative(Reg a) { return _mm512_movepi##BITS##_mask(a); }                        \
+        static bool any(Reg a) { return _mm512_test_epi64_mask(a, a) != 0; }                         \
+        static uint64_t count(Mask m) { return static_cast<uint64_t>(__builtin_popcountll(m)); }     \
+        static Mask both(Mask a, Mask b) { return _kand_mask##LANES(a, b); }                         \
+        static Mask without(Mask a, Mask b) { return _kandn_mask##LANES(b, a); }                     \
+        static Reg min_where(Reg a, Mask m, Reg b) { return _mm512_mask_min_epi##BITS(a, m, a, b); } \
+        static Reg add_where(Reg a, Mask m, Reg b) { return _mm512_mask_add_epi##BITS(a, m, a, b); } \
+        static Reg keep(Mask m, Reg a) { return _mm512_maskz_mov_epi##BITS(m, a); }                  \
+        static bool loses(Mask m, Reg a) {                                                           \
+            return _mm512_mask_test_epi##BITS##_mask(static_cast<Mask>(~m), a, a) != 0;              \
+        }                                                                                            \
+        /* Through a register: compressing straight to memory is microcoded on Zen 4. */             \
+        static uint64_t collect(Key* out, Mask m, Reg a) {                                           \
+            store(out, _mm512_maskz_compress_epi##BITS(m, a));                                       \
+            return count(m);                                                                         \
+        }                                                                                            \
+        template <int N>                                                                             \
+        static Reg at_least(Reg a, Reg b, Reg not_c) {                                               \
+            return _mm512_ternarylogic_epi32(a, b, not_c, N == 1 ? 0xFD : N == 2 ? 0xD4 : 0x40);     \
+        }                                                                                            \
+        template <int GROUP, int SHIFT>                                                              \
+        static Reg rotate(Reg a) {                                                                   \
+            return rotated<GROUP, SHIFT>(a);                                                         \
+        }                                                                                            \
     }
 
 SECATEUR_VECTOR(V1, uint8_t, __mmask64, 8, 64);

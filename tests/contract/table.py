@@ -6,11 +6,11 @@ A new pattern, allocation, criterion or dtype is tested by adding one line here;
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ import secateur
 from secateur.core.combine import Choice, why_refused
 from secateur.core.plan import Row
 from secateur.core.spelling import allocation_of, criterion_of
+
+T = TypeVar("T")
 
 PATTERNS: dict[str, Any] = {
     "unstructured": secateur.Unstructured(),
@@ -154,6 +156,13 @@ DEFINED = [case for case in EVERYTHING if case.why_refused() is None]
 REFUSED = [case for case in EVERYTHING if case.why_refused() is not None]
 PLAIN = [case for case in DEFINED if (case.amount, case.nonfinite, case.caps) == ("sparsity", "error", "free")]
 """The defined ones without thresholds, caps or values that are not finite."""
+
+
+def in_turn(case: Case, choices: Sequence[T], step: int = 0) -> Sequence[T]:
+    """All the choices by magnitude or for the default allocation; one in turn for the rest, enough for all together."""
+    if case.allocation == "global" or case.criterion == "magnitude":
+        return choices
+    return [choices[(PLAIN.index(case) + step) % len(choices)]]
 
 
 @contextmanager

@@ -144,6 +144,18 @@ def settle(spec: Spec, parts: Parts, cut: Cut) -> Picked | None:
     return Picked(cut, pruned, zeros, finite(low, spec.dtype), top)
 
 
+def settle_each(specs: Sequence[Spec], parts: Parts, cut: Cut) -> list[Picked] | None:
+    """`settle` for many tensors that are in memory anyway, with one cut for all."""
+    flats = resident(specs, parts)
+    if flats is None:
+        return None
+    found = native.cut_each(flats, [cut.key] * len(flats), [cut.index] * len(flats), False)
+    return [
+        Picked(cut, pruned, zeros, finite(low, f.dtype), top)
+        for f, (pruned, zeros, low, top) in zip(flats, found, strict=True)
+    ]
+
+
 def fill_each(parts: Sequence[Part], cuts: Sequence[Cut]) -> list[tuple[int, float | None]] | None:
     """Writes zeros where whole tensors fall below their cuts; (zeros, smallest survivor) of each, counted while writing."""
     flats = [memory(p) if p.whole and c.level is None else None for p, c in zip(parts, cuts, strict=True)]

@@ -225,10 +225,16 @@ def refine(table: LampTable, which: NDArray[np.bool_], parts: Parts, reduce: Red
     columns = [[x[~which]] for x in (table.first, table.last, table.counts, table.sums)]
     pieces = [k.numpy() for k in _keys_between(table.spec, parts, int(lows[0]), int(highs[-1]))]
     keys = np.concatenate(pieces) if pieces else np.empty(0, np.int64)
-    q = integers(squares(table.spec, keys, table.exponent), table.bits)
     for lo, hi, s in zip(lows, highs, steps, strict=True):
         inside = (keys >= lo) & (keys <= hi)
-        live, counts, sums = _digits((keys[inside] - lo) >> s, q[inside], (int(hi - lo) >> s) + 1, reduce)
+        at = (keys[inside] - lo) >> s
+        if s == 0 and reduce is identity:  # a digit is a key: its sum follows from its count
+            live, counts = np.unique(at.astype(np.int32), return_counts=True)
+            live = live.astype(np.int64)
+            sums = counts * integers(squares(table.spec, lo + live, table.exponent), table.bits)
+        else:
+            q = integers(squares(table.spec, keys[inside], table.exponent), table.bits)
+            live, counts, sums = _digits(at, q, (int(hi - lo) >> s) + 1, reduce)
         first = lo + (live << s)
         new = (first, np.minimum(first + (1 << s) - 1, hi), counts, sums)
         for column, values in zip(columns, new, strict=True):
@@ -241,11 +247,6 @@ def refine(table: LampTable, which: NDArray[np.bool_], parts: Parts, reduce: Red
 
 def _digits(at: Ints, q: Ints, nbins: int, reduce: Reduce) -> tuple[Ints, Ints, Ints]:
     """The digits that occur, how often, and the sums of the integers that go with them, over all workers."""
-    if reduce is identity:  # few keys: naming those that occur costs less than a table of all digits
-        live, place, counts = np.unique(at, return_inverse=True, return_counts=True)
-        sums = np.zeros(len(live), np.int64)
-        np.add.at(sums, place, q)
-        return live, counts, sums
     table = np.zeros((2, nbins), np.int64)
     table[0] = np.bincount(at, minlength=nbins)
     np.add.at(table[1], at, q)

@@ -204,7 +204,7 @@ class _Maker:
     def facts(self):  # type: ignore[no-untyped-def]
         """`Facts` of every tensor, read once and only when needed."""
         if self._facts is None:
-            self._facts = [self.source.facts(s) for s in self.specs]
+            self._facts = self.source.facts_each(self.specs)
         return self._facts
 
     def allocate(self) -> tuple[list[int | None], list[Taken]]:
