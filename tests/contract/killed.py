@@ -66,9 +66,8 @@ def in_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def main(source: Path, out: Path, overwrite: bool) -> None:
-    """Prints ``{"old": hash, "new": hash, "left": [[n, hash of out, hash of source, strays]], "endings": […]}``."""
-    torch.set_num_threads(1)
+def left_by(source: Path, out: Path, overwrite: bool) -> dict[str, Any]:
+    """``{"old": hash, "new": hash, "source": hash, "left": [[n, hash of out, hash of source, strays]], "endings": […]}``."""
 
     def prune() -> None:
         secateur.prune(source, 0.75, out=out, overwrite=overwrite)
@@ -95,8 +94,10 @@ def main(source: Path, out: Path, overwrite: bool) -> None:
         left.append([n, digest(out), digest(source), len(list(out.parent.glob(".*")))])
         if endings[-1] != -signal.SIGKILL:
             break
-    print(json.dumps({"old": old, "new": new, "source": digest(source), "left": left, "endings": endings}))
+    return {"old": old, "new": new, "source": digest(source), "left": left, "endings": endings}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "over")
+    torch.set_num_threads(1)
+    paths = Path(sys.argv[1]), Path(sys.argv[2])
+    print(json.dumps({"new": left_by(*paths, overwrite=False), "over": left_by(*paths, overwrite=True)}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,15 +12,15 @@ from torch import Tensor
 
 import secateur
 from tests.contract.nets import CHOSEN, Kind, is_zero, net, snapshot
-from tests.contract.table import PLAIN, Case, expected_warnings, ids, turn
+from tests.contract.table import PLAIN, Case, expected_warnings, ids, in_turn
 
 STEPS = (0.2, 0.5, 0.7)
 """Feasible for every allocation on the test network."""
 
 
-def kinds(case: Case) -> list[tuple[str, Kind]]:
+def kinds(case: Case) -> Sequence[tuple[str, Kind]]:
     both: list[tuple[str, Kind]] = [("float32", "plain"), ("bfloat16", "ties")]
-    return both if case.allocation == "global" else [both[turn(case)]]
+    return in_turn(case, both)
 
 
 def prune(target: Any, case: Case, s: float) -> secateur.Report:

@@ -24,7 +24,7 @@ from tests.contract.table import (
     Case,
     expected_warnings,
     ids,
-    turn,
+    in_turn,
 )
 
 SLOPES = {
@@ -97,14 +97,13 @@ def pruned_rightly(case: Case, dtype: str, kind: Kind, s: float) -> None:
         assert torch.equal(model.get_parameter(name).double()[left], pool[name].double()[left])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", PLAIN, ids=ids(PLAIN))
-def test_every_combination_in_every_dtype(case: Case, dtype: str) -> None:
+def test_every_combination_in_every_dtype(case: Case) -> None:
     most = 0.7 if case.allocation == "uniform_plus" else 0.9
-    if case.allocation == "global" or (turn(case) + list(DTYPES).index(dtype)) % 2:
-        pruned_rightly(case, dtype, "plain", most)
-    if case.allocation == "global" or not (turn(case) + list(DTYPES).index(dtype)) % 2:
-        pruned_rightly(case, dtype, "ties", 0.4)
+    both: list[tuple[Kind, float]] = [("plain", most), ("ties", 0.4)]
+    for step, dtype in enumerate(DTYPES):
+        for kind, s in in_turn(case, both, step):
+            pruned_rightly(case, dtype, kind, s)
 
 
 @pytest.mark.parametrize("s", [0.0, 0.003, 0.125, 0.5, 0.999])

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 import secateur
 from tests.contract.disk import load, save_one, save_shards
 from tests.contract.nets import CHOSEN, Kind, bits, net, tensors
-from tests.contract.table import DTYPES, PATTERNS, PLAIN, Case, expected_warnings, ids, turn
+from tests.contract.table import DTYPES, PATTERNS, PLAIN, Case, expected_warnings, ids, in_turn
 
 State = dict[str, Tensor]
 
@@ -41,7 +41,7 @@ ORDERED = "uniform_plus"
 @pytest.mark.parametrize("case", PLAIN, ids=ids(PLAIN))
 def test_module_dict_wrappers_and_files_agree(case: Case, tmp_path: Path) -> None:
     both: list[tuple[str, Kind]] = [("float32", "plain"), ("mixed", "ties")]
-    for dtype, kind in both if case.allocation == "global" else [both[turn(case)]]:
+    for dtype, kind in in_turn(case, both):
         model = net(dtype, kind)
         dense = tensors(model)
         seen = pruned(model, case)

@@ -65,11 +65,11 @@ class Source:
     def keyed(self, spec: Spec, block: int = 1) -> Keyed:
         """A tensor with the order keys of its scores. They are kept (8 bytes a weight) where the criterion is called once a
         tensor, and where the weights are in memory anyway: scoring again in every pass costs far more than the passes."""
-        whole = list(self.parts(spec, "whole")) if spec.name not in self._keys else []
-        if whole and crit.is_elementwise(self.criterion) and not all(p.resident for p in whole):
-            pieces = partial(score_pieces, spec, self.parts, self.criterion, None, block)
-            return keyed_scores(spec, pieces, self.nonfinite)
-        if whole:
+        if spec.name not in self._keys:
+            whole = list(self.parts(spec, "whole"))
+            if crit.is_elementwise(self.criterion) and not (whole and all(p.resident for p in whole)):
+                pieces = partial(score_pieces, spec, self.parts, self.criterion, None, block)
+                return keyed_scores(spec, pieces, self.nonfinite)
             self._keys[spec.name] = kept_keys(whole, self.criterion, self.nonfinite)
         return keyed_kept(spec, self._keys[spec.name], block)
 
