@@ -92,10 +92,7 @@ inline bool prune_run(typename V::Key* p, uint64_t stride, uint64_t n, bool writ
                       VectorTally<V>& seen) {
     bool changed = false;
     uint64_t c = 0;
-    for (; c + V::lanes <= n; c += V::lanes) {
-        for (int j = 0; j < survive.of; ++j) __builtin_prefetch(p + c + (survive.of + j) * stride, 0, 3);
-        changed |= prune_vector<V>(p + c, stride, write, survive, V::from(0), seen);
-    }
+    for (; c + V::lanes <= n; c += V::lanes) changed |= prune_vector<V>(p + c, stride, write, survive, V::from(0), seen);
     if (c < n) {
         const int done = static_cast<int>(c + V::lanes - n);
         changed |= prune_vector<V>(p + n - V::lanes, stride, write, survive, V::from(done), seen);

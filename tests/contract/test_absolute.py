@@ -33,30 +33,43 @@ def zeros(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("case", PLAIN, ids=ids(PLAIN))
-def test_masks_are_nested_and_steps_lead_where_one_step_leads(case: Case) -> None:
-    """Twice is once, and to ask for less than is zero already prunes nothing more.
-
-    `centred` looks at the whole tensor, so its scores change with what is zero: nested, but not in steps.
-    """
+def test_twice_is_once(case: Case) -> None:
     for dtype, kind in kinds(case):
-        stepped = net(dtype, kind)
-        masks = []
+        model = net(dtype, kind)
+        first = prune(model, case, 0.5)
+        after = snapshot(model)
+        second = prune(model, case, 0.5)
+        assert (second.zeros, second.sparsity) == (first.zeros, first.sparsity)
+        assert snapshot(model) == after
+
+
+@pytest.mark.parametrize("case", PLAIN, ids=ids(PLAIN))
+def test_masks_are_nested_and_steps_lead_where_one_step_leads(case: Case) -> None:
+    """`centred` looks at the whole tensor, so its scores change with what is zero: nested, but not in steps."""
+    for dtype, kind in kinds(case):
+        step_by_step = net(dtype, kind)
+        direct = []
         for s in STEPS:
-            direct = net(dtype, kind)
-            first = prune(direct, case, s)
-            masks.append(zeros(direct))
-            prune(stepped, case, s)
+            model = net(dtype, kind)
+            prune(model, case, s)
+            direct.append(zeros(model))
+            prune(step_by_step, case, s)
             if case.criterion != "function":
-                assert snapshot(stepped) == snapshot(direct), s
-        for sparser, denser in pairwise(masks):
+                assert snapshot(step_by_step) == snapshot(model), s
+        for sparser, denser in pairwise(direct):
             assert all(bool((sparser[n] <= denser[n]).all()) for n in CHOSEN)
-        after = snapshot(direct)
-        for s in (STEPS[-1], STEPS[0]):
-            again = prune(direct, case, s)
-            assert (again.zeros, again.sparsity) == (first.zeros, first.sparsity)
-            assert snapshot(direct) == after
-        if case.pattern == "unstructured":
-            assert all(r.asked is None or r.asked <= (r.zeros or 0) for r in again.chosen)
+
+
+@pytest.mark.parametrize("case", PLAIN, ids=ids(PLAIN))
+def test_what_is_zero_stays_zero(case: Case) -> None:
+    """Pruning for less than is zero already prunes nothing more, and the report shows asked and found."""
+    model = net("bfloat16", "ties")
+    prune(model, case, 0.7)
+    after = snapshot(model)
+    report = prune(model, case, 0.2)
+    assert snapshot(model) == after
+    assert report.zeros == sum(int(z.sum()) for z in zeros(model).values())
+    assert all(r.asked is None or r.asked <= (r.zeros or 0) for r in report.chosen)
 
 
 def test_more_is_zero_than_asked() -> None:
