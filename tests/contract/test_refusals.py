@@ -1,6 +1,6 @@
 """Promise 9: bad input is refused, by name, before anything is touched, by every verb and in every combination.
 
-`tests/unit/test_bad_input.py` has the whole list of what is bad; here is that no way round a refusal exists.
+`tests/unit/test_bad_*.py` have the whole list of what is bad; here is that there is no way round a refusal.
 """
 
 from __future__ import annotations

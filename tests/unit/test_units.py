@@ -102,10 +102,11 @@ def test_sums_do_not_depend_on_how_they_are_cut(reduce: str) -> None:
 @pytest.mark.parametrize("scale", [2.0**-120, 2.0**100, 1.0])
 def test_scores_compare_over_tensors_of_any_scale(scale: float) -> None:
     """The sums of each tensor are scaled by its own largest; the scores are in the weights' own unit again."""
-    w = {"a.weight": torch.full((2, 4), 3.0) * scale, "b.weight": torch.full((2, 2), 2.0) * scale}
+    w = {"a.weight": torch.full((2, 4), 100.0) * scale, "b.weight": torch.full((2, 2), 0.9) * scale}
     w["a.weight"][1] = 1.0 * scale
-    secateur.prune(w, 0.34, pattern="channel")
-    assert (w["a.weight"] == 0).all(1).tolist() == [False, True] and bool((w["b.weight"] != 0).all())
+    w["b.weight"][1] = 0.8 * scale
+    secateur.prune(w, 0.17, pattern="channel")
+    assert (w["b.weight"] == 0).all(1).tolist() == [False, True] and bool((w["a.weight"] != 0).all())
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

@@ -1,0 +1,139 @@
+"""Masks and plans that do not fit, or were changed by hand, are refused whole."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import secateur
+from secateur.errors import BadInput, BadTensor, PlanMismatch
+from tests.unit.refusals import net, refused, state
+
+
+def test_masks_that_do_not_fit() -> None:
+    good = torch.ones(6, 4, dtype=torch.bool)
+    table: list[tuple[Any, type[Exception], str]] = [
+        ({"fc.weight": good}, PlanMismatch, "mask for 'fc.weight', but the target has no such tensor; it has 0.bias, 0.weight"),
+        ({"0.weight": good.t()}, PlanMismatch, r"mask of '0.weight' \(shape \(6, 4\), float32\).*got \(4, 6\), torch.bool"),
+        ({"0.weight": good.float()}, PlanMismatch, r"bool tensor of its shape, True = keep; got \(6, 4\), torch.float32"),
+        ({"0.weight": good.numpy()}, PlanMismatch, "got ndarray"),
+        ({"0.weight": good.tolist()}, PlanMismatch, "got list"),
+        ({"0.weight": good.to("meta")}, PlanMismatch, "0.weight.*meta"),
+        ({"2.weight": torch.ones(2, 6, dtype=torch.bool), "0.weight": good[:5]}, PlanMismatch, r"got \(5, 4\)"),
+        ({}, BadInput, "apply takes a Plan or a dict of bool masks, got dict"),
+        (good, BadInput, "got Tensor"),
+        (secateur.inspect(net()), BadInput, "got Report"),
+        (None, BadInput, "got NoneType"),
+    ]  # fmt: skip
+    for masks, error, text in table:
+        refused(error, text, lambda m, masks=masks: secateur.apply(masks, m))  # type: ignore[misc]
+
+
+def test_two_masks_for_one_tensor() -> None:
+    layer = nn.Linear(2, 2)
+    model = nn.Sequential(layer, layer)
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    refused(PlanMismatch, "another name of '0.weight', which has a mask already",
+            lambda m: secateur.apply({"0.weight": mask, "1.weight": mask}, m), model)  # fmt: skip
+
+
+def test_a_plan_whose_values_have_changed() -> None:
+    model = net()
+    plan = secateur.plan(model, 0.5)
+    model[2].weight.data *= 0.01
+    text = r"at the plan's cut \d+ weights of '2.weight' \(shape \(2, 6\), float32\) would be zero, where the plan says \d+"
+    refused(PlanMismatch, text, lambda m: secateur.apply(plan, m), model)
+    for pattern in ("2x2", "channel"):
+        again = net()
+        made = secateur.plan(again, 0.5, pattern=pattern, allocation="uniform")
+        again[2].weight.data *= 40
+        refused(PlanMismatch, "where the plan says", lambda m, made=made: secateur.apply(made, m), again)  # type: ignore[misc]
+
+
+def test_a_plan_that_meets_nan_later() -> None:
+    model = net()
+    plan = secateur.plan(model, 0.5)
+    model[2].weight.data[0, 0] = math.nan
+    with pytest.raises(BadTensor, match=r"'2.weight' .*holds 1 NaN"):
+        secateur.apply(plan, model)
+    assert not bool((model[0].weight == 0).any())
+
+
+NOT_A_PLAN = [
+    "", "[]", "{}", "null", "nonsense", '{"secateur_plan": 1}', '{"secateur_plan": "1"}',
+    '{"secateur_plan": 1, "rows": [1]}', '{"secateur_plan": {}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NOT_A_PLAN)
+def test_texts_that_are_no_plan(text: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="not a plan of secateur"):
+        secateur.Plan.from_json(text)
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(BadInput, match="not a plan of secateur"):
+        secateur.load_plan(tmp_path / "plan.json")
+
+
+def changed(key: str, value: Any) -> str:
+    import json
+
+    head = json.loads(secateur.plan(net(), 0.5).to_json())
+    part = head
+    *path, last = key.split("/")
+    for step in path:
+        part = part[int(step) if step.isdigit() else step]
+    part[last] = value
+    return json.dumps(head)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("secateur_plan", 2), ("pattern", "diagonal"), ("pattern", 3), ("reduce", "median"), ("rows", None), ("rows", {"a": 1}),
+        ("rows/1/shape", "ab"), ("rows/1/dtype", "float33"), ("rows/1/dtype", "save"), ("rows/1/cut", {"key": 1}),
+        ("rows/1/cut", None), ("rows/1/unknown", 1), ("rows/1/prune", "many"), ("criterion", "l1"), ("nonfinite", "maybe"),
+        ("warnings", None), ("carries_masks", True),
+    ],
+)  # fmt: skip
+def test_plans_that_were_changed_by_hand(key: str, value: Any) -> None:
+    """Whether the text or the plan is refused, nothing is written, and the error is one of ours."""
+    model = net()
+    before = state(model)
+    with pytest.raises((BadInput, PlanMismatch)):
+        secateur.apply(secateur.Plan.from_json(changed(key, value)), model)
+    assert state(model) == before
+
+
+def test_plans_on_disk(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    with pytest.raises(BadInput, match="no plan at"):
+        secateur.load_plan(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadInput):
+        secateur.load_plan(path)
+    path.unlink()
+    plan = secateur.plan(net(), 0.5, criterion=lambda weight: -weight)
+    secateur.save_plan(plan, path)
+    with pytest.raises(secateur.OutputExists, match="already there"):
+        secateur.save_plan(plan, path)
+    masks = tmp_path / "plan.json.masks.safetensors"
+    whole = masks.read_bytes()
+    masks.write_bytes(whole[:-3])
+    with pytest.raises(BadInput):
+        secateur.load_plan(path)
+    masks.unlink()
+    with pytest.raises(BadInput, match="carries its masks in a safetensors file beside"):
+        secateur.load_plan(path)
+
+
+def test_a_plan_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text("mine")
+    with pytest.raises(secateur.OutputExists):
+        secateur.save_plan(secateur.plan(net(), 0.5, criterion=lambda weight: -weight), path)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("plan.json", "mine")]
