@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -19,16 +18,6 @@ namespace {
 constexpr uint64_t least_piece = 32 << 10;
 constexpr uint64_t most_piece = 256 << 10;
 constexpr uint64_t none = std::numeric_limits<uint64_t>::max();
-
-const WidthKernels& of_width(const Kernels& kernels, int width) {
-    switch (width) {
-        case 1: return kernels.width[0];
-        case 2: return kernels.width[1];
-        case 4: return kernels.width[2];
-        case 8: return kernels.width[3];
-    }
-    throw std::invalid_argument("the width of an element must be 1, 2, 4 or 8 bytes");
-}
 
 uint64_t all_ones(int width) { return none >> (64 - 8 * width); }
 
@@ -201,6 +190,21 @@ void histogram(const Kernels& kernels, const Array& a, int shift, uint64_t prefi
     run(share.workers, work);
 }
 
+uint64_t tie_index_within(const WidthKernels& k, const Array& a, uint64_t key, uint64_t r, uint64_t begin,
+                          uint64_t end) {
+    while (end - begin > 1) {
+        const uint64_t middle = begin + (end - begin) / 2;
+        const uint64_t here = k.count_equal(at(a, begin), middle - begin, key);
+        if (here >= r) {
+            end = middle;
+        } else {
+            r -= here;
+            begin = middle;
+        }
+    }
+    return end;
+}
+
 int64_t tie_index(const Kernels& kernels, const Array& a, uint64_t key, uint64_t r) {
     const WidthKernels& k = of_width(kernels, a.width);
     if (r == 0) throw std::invalid_argument("ties are counted from 1");
@@ -230,44 +234,9 @@ int64_t tie_index(const Kernels& kernels, const Array& a, uint64_t key, uint64_t
             r -= f.hits;
             continue;
         }
-        uint64_t begin = f.begin, end = f.end;
-        while (end - begin > 1) {
-            const uint64_t middle = begin + (end - begin) / 2;
-            const uint64_t here = k.count_equal(at(a, begin), middle - begin, key);
-            if (here >= r) {
-                end = middle;
-            } else {
-                r -= here;
-                begin = middle;
-            }
-        }
-        return static_cast<int64_t>(end);
+        return static_cast<int64_t>(tie_index_within(k, a, key, r, f.begin, f.end));
     }
     return -1;
-}
-
-void lamp_table(const Kernels& kernels, const Array& a, int shift, int scale_exp, int64_t* counts, int64_t* sums,
-                uint64_t nbins) {
-    const WidthKernels& k = of_width(kernels, a.width);
-    if (!k.lamp) throw std::invalid_argument("a LAMP table is made of elements of 4 or 8 bytes");
-    if (shift < 0 || shift >= 8 * a.width) throw std::invalid_argument("the shift must lie within an element");
-    if (greatest_key(a.width) >> shift >= nbins) throw std::invalid_argument("too few bins for this shift");
-    const double scale = std::ldexp(1.0, scale_exp);
-    const Share share{a.n, uint64_t(a.width)};
-    std::mutex pouring;
-    Pieces pieces = share.pieces();
-    const auto work = [&](unsigned) {
-        std::vector<LampBin> own(nbins);
-        uint64_t begin, end;
-        while (pieces.take(begin, end)) k.lamp(at(a, begin), end - begin, shift, scale, own.data());
-        const std::lock_guard<std::mutex> lock(pouring);
-        for (uint64_t b = 0; b < nbins; ++b) {
-            if (!own[b].count) continue;
-            counts[b] += static_cast<int64_t>(own[b].count);
-            sums[b] = static_cast<int64_t>(static_cast<uint64_t>(sums[b]) + own[b].sum);
-        }
-    };
-    run(share.workers, work);
 }
 
 Tally prune_groups(const Kernels& kernels, const Array& a, const Groups& groups) {

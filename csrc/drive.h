@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 
 #include "table.h"
 
@@ -15,6 +16,16 @@ struct Array {
     uint64_t n;
     int width;
 };
+
+inline const WidthKernels& of_width(const Kernels& kernels, int width) {
+    switch (width) {
+        case 1: return kernels.width[0];
+        case 2: return kernels.width[1];
+        case 4: return kernels.width[2];
+        case 8: return kernels.width[3];
+    }
+    throw std::invalid_argument("the width of an element must be 1, 2, 4 or 8 bytes");
+}
 
 inline char* at(const Array& a, uint64_t i) { return static_cast<char*>(a.data) + i * a.width; }
 
@@ -44,9 +55,8 @@ void histogram(const Kernels& kernels, const Array& a, int shift, uint64_t prefi
 // One past the flat index of the r-th element with this key, or -1.
 int64_t tie_index(const Kernels& kernels, const Array& a, uint64_t key, uint64_t r);
 
-// counts[key >> shift] += 1, sums[key >> shift] += rint(x * x * 2^scale_exp), for floats of width 4 and 8.
-void lamp_table(const Kernels& kernels, const Array& a, int shift, int scale_exp, int64_t* counts, int64_t* sums,
-                uint64_t nbins);
+// The same among elements begin … end-1, which hold at least r of them, in the caller's thread.
+uint64_t tie_index_within(const WidthKernels& k, const Array& a, uint64_t key, uint64_t r, uint64_t begin, uint64_t end);
 
 // a.data as (blocks, of, inner): prunes the `prune` lowest of each group, and zeros; or only counts them.
 Tally prune_groups(const Kernels& kernels, const Array& a, const Groups& groups);

@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "bins.h"
 #include "drive.h"
 #include "isa.h"
 #include "pool.h"
@@ -57,13 +58,6 @@ int64_t py_tie_index(uintptr_t ptr, uint64_t n, int width, uint64_t key, uint64_
     return released([&] { return tie_index(kernels(), array(ptr, n, width), key, r); });
 }
 
-void py_lamp_table(uintptr_t ptr, uint64_t n, int width, int shift, int scale_exp, uintptr_t counts_ptr,
-                   uintptr_t sums_ptr, uint64_t nbins) {
-    released([&] {
-        lamp_table(kernels(), array(ptr, n, width), shift, scale_exp, int64s(counts_ptr), int64s(sums_ptr), nbins);
-    });
-}
-
 nb::tuple py_nm(uintptr_t ptr, uint64_t outer, uint64_t groups, uint64_t of, uint64_t inner, uint64_t prune, int width,
                 bool write) {
     const Tally t = released([&] {
@@ -85,25 +79,25 @@ void same_length(size_t a, size_t b) {
     if (a != b) throw std::invalid_argument("one of each for every tensor");
 }
 
-nb::list listed(const std::vector<Kth>& found) {
+nb::list listed(const std::vector<Pick>& found) {
     nb::list out;
-    for (const Kth& f : found) {
-        if (f.found) out.append(nb::make_tuple(f.key, f.below, f.ties, f.above, f.zeros, f.max_key));
+    for (const Pick& f : found) {
+        if (f.found) out.append(nb::make_tuple(f.cut_key, f.cut_index, f.pruned, f.least, f.zeros, f.max_key));
         else out.append(nb::none());
     }
     return out;
 }
 
-nb::list py_kth_of_each(const Addresses& ptrs, const Sizes& sizes, const std::vector<int>& widths, const Sizes& ranks) {
+nb::list py_pick_each(const Addresses& ptrs, const Sizes& sizes, const std::vector<int>& widths, const Sizes& ranks) {
     const std::vector<Array> arrays = arrays_of(ptrs, sizes, widths);
     same_length(ranks.size(), arrays.size());
-    return listed(released([&] { return kth_of_each(kernels(), arrays, ranks); }));
+    return listed(released([&] { return pick_each(kernels(), arrays, ranks); }));
 }
 
-nb::list py_kth_of_all(const Addresses& ptrs, const Sizes& sizes, const std::vector<int>& widths, uint64_t rank) {
+nb::list py_pick_all(const Addresses& ptrs, const Sizes& sizes, const std::vector<int>& widths, uint64_t rank) {
     const std::vector<Array> arrays = arrays_of(ptrs, sizes, widths);
     for (const Array& a : arrays) same_length(a.width, arrays[0].width);
-    return listed(released([&] { return kth_of_all(kernels(), arrays, rank); }));
+    return listed(released([&] { return pick_all(kernels(), arrays, rank); }));
 }
 
 nb::list py_cut_each(const Addresses& ptrs, const Sizes& sizes, const std::vector<int>& widths, const Sizes& keys,
@@ -117,16 +111,27 @@ nb::list py_cut_each(const Addresses& ptrs, const Sizes& sizes, const std::vecto
     return out;
 }
 
-nb::list py_bins_of_each(const Addresses& ptrs, const Sizes& sizes, const std::vector<int>& widths, int shift,
-                         const std::vector<int>& room) {
+nb::bytes bytes_of(const std::vector<int64_t>& values) {
+    return nb::bytes(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(int64_t));
+}
+
+nb::list py_bins_of_each(const Addresses& ptrs, const Sizes& sizes, const std::vector<int>& widths, int shift) {
     const std::vector<Array> arrays = arrays_of(ptrs, sizes, widths);
-    same_length(room.size(), arrays.size());
-    const std::vector<Bins> found = released([&] { return bins_of_each(kernels(), arrays, shift, room); });
+    const std::vector<Bins> found = released([&] { return bins_of_each(kernels(), arrays, shift); });
     nb::list out;
-    for (const Bins& f : found) {
-        const nb::bytes rows(reinterpret_cast<const char*>(f.bins.data()), f.bins.size() * sizeof(Bin));
-        out.append(nb::make_tuple(f.zeros, f.max_key, rows));
-    }
+    for (const Bins& f : found) out.append(nb::make_tuple(f.zeros, bytes_of(f.bins), bytes_of(f.counts)));
+    return out;
+}
+
+nb::list py_keys_of_each(const Addresses& ptrs, const Sizes& sizes, const std::vector<int>& widths, const Sizes& lows,
+                         const Sizes& highs, const std::vector<int>& scale_exps) {
+    const std::vector<Array> arrays = arrays_of(ptrs, sizes, widths);
+    same_length(lows.size(), arrays.size());
+    std::vector<Window> windows;
+    for (size_t i = 0; i < lows.size(); ++i) windows.push_back({lows[i], highs.at(i), scale_exps.at(i)});
+    const std::vector<Keys> found = released([&] { return keys_of_each(kernels(), arrays, windows); });
+    nb::list out;
+    for (const Keys& f : found) out.append(nb::make_tuple(bytes_of(f.keys), bytes_of(f.counts), f.above));
     return out;
 }
 
@@ -143,12 +148,12 @@ NB_MODULE(_native, m) {
     m.def("fill", &py_fill, "ptr"_a, "n"_a, "width"_a, "cut_key"_a, "cut_index"_a);
     m.def("count", &py_count, "ptr"_a, "n"_a, "width"_a, "cut_key"_a, "cut_index"_a);
     m.def("histogram", &py_histogram, "ptr"_a, "n"_a, "width"_a, "shift"_a, "prefix"_a, "bins_ptr"_a, "nbins"_a);
-    m.def("kth_of_each", &py_kth_of_each, "ptrs"_a, "sizes"_a, "widths"_a, "ranks"_a);
-    m.def("kth_of_all", &py_kth_of_all, "ptrs"_a, "sizes"_a, "widths"_a, "rank"_a);
+    m.def("pick_each", &py_pick_each, "ptrs"_a, "sizes"_a, "widths"_a, "ranks"_a);
+    m.def("pick_all", &py_pick_all, "ptrs"_a, "sizes"_a, "widths"_a, "rank"_a);
     m.def("cut_each", &py_cut_each, "ptrs"_a, "sizes"_a, "widths"_a, "keys"_a, "indices"_a, "write"_a);
-    m.def("bins_of_each", &py_bins_of_each, "ptrs"_a, "sizes"_a, "widths"_a, "shift"_a, "room"_a);
+    m.def("bins_of_each", &py_bins_of_each, "ptrs"_a, "sizes"_a, "widths"_a, "shift"_a);
+    m.def("keys_of_each", &py_keys_of_each, "ptrs"_a, "sizes"_a, "widths"_a, "lows"_a, "highs"_a,
+          "scale_exps"_a);
     m.def("tie_index", &py_tie_index, "ptr"_a, "n"_a, "width"_a, "key"_a, "r"_a);
-    m.def("lamp_table", &py_lamp_table, "ptr"_a, "n"_a, "width"_a, "shift"_a, "scale_exp"_a, "counts_ptr"_a,
-          "sums_ptr"_a, "nbins"_a);
     m.def("nm", &py_nm, "ptr"_a, "outer"_a, "groups"_a, "of"_a, "inner"_a, "prune"_a, "width"_a, "write"_a);
 }

@@ -20,11 +20,6 @@ struct Tally {
     uint64_t min_above;  // smallest key above the range asked for, or of the survivors
 };
 
-struct LampBin {
-    uint64_t count;
-    uint64_t sum;
-};
-
 // A contiguous tensor as (blocks, of, inner); a group is `of` elements, `inner` apart. Column c is the group c % inner of
 // block c / inner.
 struct Groups {
@@ -43,7 +38,8 @@ struct WidthKernels {
     void (*fill)(void* p, uint64_t n, uint64_t last, Tally* tally);
     void (*histogram)(const void* p, uint64_t n, int shift, uint64_t mask, uint32_t* bins);
     uint64_t (*count_equal)(const void* p, uint64_t n, uint64_t key);
-    void (*lamp)(const void* p, uint64_t n, int shift, double scale, LampBin* bins);  // null for widths 1 and 2
+    // The sum of rint(x * x * scale) over the floats whose keys are above `over`, modulo 2^64; null but for width 4.
+    uint64_t (*squares)(const void* p, uint64_t n, uint64_t over, double scale);
     void (*prune_groups)(void* p, const Groups* groups, uint64_t first, uint64_t last, Tally* tally);  // columns first..last-1
 };
 

@@ -121,5 +121,5 @@ SECATEUR_VECTOR(V8, uint64_t, 64, set1_64, max_64, min_64);
 
 const secateur::Kernels secateur::kernels_avx2 = {
     "avx2",
-    {row<V1>(nullptr), row<V2>(nullptr), row<V4>(lamp_scalar<uint32_t, float>), row<V8>(lamp_scalar<uint64_t, double>)},
+    {row<V1>(nullptr), row<V2>(nullptr), row<V4>(squares_scalar), row<V8>(nullptr)},
 };

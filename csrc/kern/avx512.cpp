@@ -89,43 +89,30 @@ SECATEUR_VECTOR(V2, uint16_t, __mmask32, 16, 32);
 SECATEUR_VECTOR(V4, uint32_t, __mmask16, 32, 16);
 SECATEUR_VECTOR(V8, uint64_t, __mmask8, 64, 8);
 
-inline void add_pair(LampBin* bin, __m128i one_and_term) {
-    __m128i* at = reinterpret_cast<__m128i*>(bin);
-    _mm_storeu_si128(at, _mm_add_epi64(_mm_loadu_si128(at), one_and_term));
-}
-
-// The bin of each element comes from the element itself, not from a vector: that saves the way through memory.
-void lamp_float(const void* ptr, uint64_t n, int shift, double scale, LampBin* bins) {
+uint64_t squares_float(const void* ptr, uint64_t n, uint64_t over, double scale) {
     const float* p = static_cast<const float*>(ptr);
     const __m512d scales = _mm512_set1_pd(scale);
-    const __m512i one = _mm512_set1_epi64(1);
-    const uint64_t mask = max_key<uint32_t> >> shift;
+    const __m512i magnitude = _mm512_set1_epi32(max_key<uint32_t>), most = _mm512_set1_epi32(static_cast<int>(over));
+    const auto terms = [&](__m256 some) {
+        const __m512d x = _mm512_cvtps_pd(some);
+        return _mm512_cvt_roundpd_epi64(_mm512_mul_pd(_mm512_mul_pd(x, x), scales),
+                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    };
+    __m512i sum = _mm512_setzero_si512(), other = sum;
     uint64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        const auto bin = [&](int j) {
-            uint64_t two;
-            __builtin_memcpy(&two, p + i + j / 2 * 2, sizeof two);
-            return bins + ((two >> (j % 2 * 32 + shift)) & mask);
-        };
-        const __m512d x = _mm512_cvtps_pd(_mm256_loadu_ps(p + i));
-        const __m512i term = _mm512_cvt_roundpd_epi64(_mm512_mul_pd(_mm512_mul_pd(x, x), scales),
-                                                      _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-        const __m512i even = _mm512_unpacklo_epi64(one, term), odd = _mm512_unpackhi_epi64(one, term);
-        add_pair(bin(0), _mm512_castsi512_si128(even));
-        add_pair(bin(1), _mm512_castsi512_si128(odd));
-        add_pair(bin(2), _mm512_extracti64x2_epi64(even, 1));
-        add_pair(bin(3), _mm512_extracti64x2_epi64(odd, 1));
-        add_pair(bin(4), _mm512_extracti64x2_epi64(even, 2));
-        add_pair(bin(5), _mm512_extracti64x2_epi64(odd, 2));
-        add_pair(bin(6), _mm512_extracti64x2_epi64(even, 3));
-        add_pair(bin(7), _mm512_extracti64x2_epi64(odd, 3));
+    for (; i + 16 <= n; i += 16) {
+        const __m512 x = _mm512_loadu_ps(p + i);
+        const uint32_t above = _mm512_cmpgt_epi32_mask(_mm512_and_si512(_mm512_castps_si512(x), magnitude), most);
+        sum = _mm512_mask_add_epi64(sum, static_cast<__mmask8>(above), sum, terms(_mm512_castps512_ps256(x)));
+        other = _mm512_mask_add_epi64(other, static_cast<__mmask8>(above >> 8), other, terms(_mm512_extractf32x8_ps(x, 1)));
     }
-    lamp_scalar<uint32_t, float>(p + i, n - i, shift, scale, bins);
+    const uint64_t vectors = static_cast<uint64_t>(_mm512_reduce_add_epi64(_mm512_add_epi64(sum, other)));
+    return vectors + squares_scalar(p + i, n - i, over, scale);
 }
 
 }  // namespace
 
 const secateur::Kernels secateur::kernels_avx512 = {
     "avx512",
-    {row<V1>(nullptr), row<V2>(nullptr), row<V4>(lamp_float), row<V8>(lamp_scalar<uint64_t, double>)},
+    {row<V1>(nullptr), row<V2>(nullptr), row<V4>(squares_float), row<V8>(nullptr)},
 };

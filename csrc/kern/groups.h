@@ -123,8 +123,8 @@ void prune_groups(void* ptr, const Groups* groups, uint64_t first, uint64_t last
 }
 
 template <class V>
-constexpr secateur::WidthKernels row(void (*lamp)(const void*, uint64_t, int, double, LampBin*)) {
-    return {scan<V>, bracket<V>, count<V>, fill<V>, histogram_scalar<typename V::Key>, count_equal<V>, lamp, prune_groups<V>};
+constexpr secateur::WidthKernels row(uint64_t (*squares)(const void*, uint64_t, uint64_t, double)) {
+    return {scan<V>, bracket<V>, count<V>, fill<V>, histogram_scalar<typename V::Key>, count_equal<V>, squares, prune_groups<V>};
 }
 
 }  // namespace

@@ -2,24 +2,13 @@
 // both. Included once by each kernel object, whence the anonymous namespace (see table.h).
 #pragma once
 
+#include "../keys.h"
 #include "../table.h"
 
 namespace {
 
 using secateur::Groups;
-using secateur::LampBin;
 using secateur::Tally;
-
-template <class T>
-constexpr T top_bit = T(T(1) << (8 * sizeof(T) - 1));
-
-template <class T>
-constexpr T max_key = T(top_bit<T> - 1);
-
-template <class T>
-inline T key_of(T bits) {
-    return bits & max_key<T>;
-}
 
 inline void see(uint64_t key, Tally* tally) {
     tally->zeros += key == 0;
@@ -110,17 +99,17 @@ uint64_t count_equal_scalar(const void* ptr, uint64_t n, uint64_t key) {
 }
 
 // The product of two floats is exact in double and so is the scaling, so one rounding decides a term, to even.
-template <class T, class F>
-void lamp_scalar(const void* ptr, uint64_t n, int shift, double scale, LampBin* bins) {
-    const F* values = static_cast<const F*>(ptr);
+uint64_t squares_scalar(const void* ptr, uint64_t n, uint64_t over, double scale) {
+    const float* values = static_cast<const float*>(ptr);
+    uint64_t sum = 0;
     for (uint64_t i = 0; i < n; ++i) {
-        const double x = values[i];
-        T bits;
+        uint32_t bits;
         __builtin_memcpy(&bits, values + i, sizeof bits);
-        LampBin& bin = bins[key_of(bits) >> shift];
-        ++bin.count;
-        bin.sum += static_cast<uint64_t>(__builtin_llrint(x * x * scale));
+        if (key_of(bits) <= over) continue;
+        const double x = values[i];
+        sum += static_cast<uint64_t>(__builtin_llrint(x * x * scale));
     }
+    return sum;
 }
 
 // The prune-th smallest key of a group, and how many of the keys equal to it are pruned: the first in the group.

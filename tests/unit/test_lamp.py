@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from secateur import native
 from secateur.core.allocate import Bounds
-from secateur.core.lamp import lamp_counts, lamp_table, refine
+from secateur.core.keys import FORMATS
+from secateur.core.lamp import count, count_together, lamp_counts, ranges_of, refined
 from secateur.core.select import identity
 from tests.property import oracles
 from tests.property.worlds import DTYPES, FILLS, Pieces, dtypes, example, going, routes, specs_of, weights, whole
@@ -84,20 +87,46 @@ def test_large_tensors_that_need_closer_looks(route: tuple[str, int], dtype: tor
         assert [counts(tensors, t) for t in totals] == sorted_counts(tensors, totals)
 
 
-def test_ranges_are_refined_and_stay_a_partition() -> None:
-    """What the counts rest on: after a refinement the table still holds every weight, with smaller ranges."""
-    t = {"w": example((50_000,), torch.float32)}
-    (spec,) = specs_of(t)
-    table = lamp_table(spec, whole(t), identity)
-    wide = table.first < table.last
-    assert wide.sum() > 100
-    finer = refine(table, wide & (np.arange(len(wide)) % 2 == 0), whole(t), identity)
-    for found in (table, finer):
-        assert found.counts.sum() == 50_000 and (found.first[1:] > found.last[:-1]).all()
-    assert finer.sums.sum() == table.sums.sum()
-    assert len(finer.first) > 2 * len(table.first)
-    low, high = finer.scores()
-    assert (low <= high).all() and (np.diff(low) >= 0).all()
+@routes
+def test_ranges_are_refined_and_stay_a_partition(route: tuple[str, int]) -> None:
+    """What the counts rest on: after a refinement the ranges still hold every weight, and are smaller."""
+    t = {"v": example((20_000,), torch.float32, seed=1), "w": example((50_000,), torch.float32)}
+    specs = specs_of(t)
+    ranges = ranges_of(specs, [count(s, whole(t), identity) for s in specs])
+    assert (ranges.first < ranges.last).sum() > 200
+    with going(route):
+        finer = refined(ranges, whole(t), identity)
+    assert len(finer.first) > 2 * len(ranges.first)
+    for found in (ranges, finer):
+        assert (found.below + found.per_tensor(found.counts)).tolist() == [20_000, 50_000]
+        low, high = found.scores()
+        for a, b in pairwise(found.starts):
+            assert (found.first[a + 1 : b] > found.last[a : b - 1]).all()
+            assert (low[a:b] <= high[a:b]).all() and (np.diff(low[a:b]) >= 0).all()
+    low, high = ranges.per_tensor(ranges.sums)
+    known = finer.per_tensor(finer.sums) + finer.above
+    assert (known[0] == known[1]).all() and (low <= known[0]).all() and (known[0] <= high).all()
+
+
+def test_narrowed_ranges_count_what_they_left_out() -> None:
+    t = {"v": example((20_000,), torch.float32, seed=1), "w": example((50_000,), torch.float32)}
+    specs = specs_of(t)
+    ranges = ranges_of(specs, [count(s, whole(t), identity) for s in specs])
+    low, high = ranges.scores()
+    narrow = ranges.narrowed((low <= 1e-5) & (high >= 1e-6), high < 1e-6)
+    assert 0 < len(narrow.first) < len(ranges.first) and (narrow.below > 0).all() and (narrow.above > 0).all()
+    for found, before in zip(narrow.scores(), (low, high), strict=True):
+        np.testing.assert_array_equal(found, before[(low <= 1e-5) & (high >= 1e-6)])
+
+
+def test_subnormals_alone_keep_their_order() -> None:
+    """A tensor whose largest weight is far below every normal number is scaled by that weight."""
+    for tiny in (
+        torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64) * 5e-324,
+        torch.tensor([1.0, 2.0, 3.0, 4.0]) * 1.5e-45,
+    ):
+        tensors = {"a": torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=tiny.dtype), "b": tiny}
+        assert counts(tensors, 4) == {"a": 2, "b": 2} and counts(tensors, 6) == {"a": 3, "b": 3}
 
 
 def test_the_largest_of_every_tensor_scores_one_and_ties_go_by_name() -> None:
@@ -113,11 +142,27 @@ def test_the_largest_of_every_tensor_scores_one_and_ties_go_by_name() -> None:
 def test_pieces_give_the_same_table(total: int, size: int, strided: bool) -> None:
     tensors = {n: example((20 + 5 * i,), torch.float32, "sparse", seed=i) for i, n in enumerate("abc")}
     for spec in specs_of(tensors):
-        one = lamp_table(spec, whole(tensors), identity)
-        other = lamp_table(spec, Pieces(tensors, size, strided).parts, identity)
-        assert (one.exponent, one.bits) == (other.exponent, other.bits)
-        for column in ("first", "last", "counts", "sums"):
+        one = count(spec, whole(tensors), identity)
+        other = count(spec, Pieces(tensors, size, strided).parts, identity)
+        assert (one.zeros, one.exponent) == (other.zeros, other.exponent)
+        for column in ("bins", "counts"):
             np.testing.assert_array_equal(getattr(one, column), getattr(other, column))
+
+
+@dtypes
+def test_counting_together_gives_the_same_bins(dtype: torch.dtype) -> None:
+    if not native.available() or dtype == torch.float64 or not FORMATS[dtype].signed_zero:
+        pytest.skip("counted one by one")
+    tensors = {
+        n: example((300 + 7 * i,), dtype, f, seed=i) for i, (n, f) in enumerate(zip("abcde", FILLS, strict=False))
+    }
+    specs = specs_of(tensors)
+    together = count_together(specs, whole(tensors))
+    for spec in specs:
+        found, one = together[spec.name], count(spec, whole(tensors), identity)
+        assert (found.zeros, found.exponent) == (one.zeros, one.exponent)
+        for column in ("bins", "counts"):
+            np.testing.assert_array_equal(getattr(found, column), getattr(one, column))
 
 
 def test_scale_does_not_matter() -> None:

@@ -19,86 +19,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur import native
-
-if not native.available():
-    pytest.skip("built without the native kernels", allow_module_level=True)
-
-Keys = NDArray[np.uint64]
-
-DTYPES = [torch.float8_e4m3fn, torch.bfloat16, torch.float32, torch.float64]  # one a width
-VIEWS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-SIZES = [0, 1, 15, 16, 17, 63, 1000, 100_003]
-FILLS = ["normal", "equal", "zeros", "few values", "any bits"]
-
-
-ENGINES = [(native.isas()[-1], 1), *((isa, 2) for isa in native.isas())]
+from tests.unit.kernels import (
+    ENGINES,
+    VIEWS,
+    Keys,
+    all_ones,
+    bits_of,
+    each_dtype,
+    example,
+    examples,
+    greatest,
+    keys_of,
+    least,
+    running,
+    thresholds,
+)
 
 
 @pytest.fixture(params=ENGINES, ids=lambda e: f"{e[0]}x{e[1]}", autouse=True)
 def engine(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
     """An instruction set and a number of threads."""
-    before = native.isa(), torch.get_num_threads()
-    native.use_isa(request.param[0])
-    torch.set_num_threads(request.param[1])
-    yield request.param
-    native.use_isa(before[0])
-    torch.set_num_threads(before[1])
-
-
-def bits_of(t: Tensor) -> Tensor:
-    return t.view(VIEWS[t.element_size()])
-
-
-def all_ones(t: Tensor) -> int:
-    return (1 << 8 * t.element_size()) - 1
-
-
-def keys_of(t: Tensor) -> Keys:
-    unsigned = bits_of(t).numpy().reshape(-1).view(f"u{t.element_size()}").astype(np.uint64)
-    return unsigned & np.uint64(all_ones(t) >> 1)
-
-
-def example(n: int, dtype: torch.dtype, fill: str = "normal", offset: int = 1) -> Tensor:
-    """A tensor that starts ``offset`` elements into its storage, so that no vector is aligned."""
-    g = torch.Generator().manual_seed(n + 7)
-    t = torch.empty(n + offset, dtype=dtype)[offset:]
-    if fill == "any bits":
-        bits_of(t).copy_(torch.randint(-(2**62), 2**62, (n,), generator=g).to(VIEWS[t.element_size()]))
-        return t
-    value = {
-        "normal": torch.randn(n, generator=g),
-        "equal": torch.full((n,), -0.5),
-        "zeros": torch.tensor([0.0, -0.0]).repeat(n // 2 + 1)[:n],
-        "few values": torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0])[torch.randint(5, (n,), generator=g)],
-    }[fill]
-    return t.copy_(value)
-
-
-def least(keys: Keys, t: Tensor) -> int:
-    return int(keys.min()) if keys.size else all_ones(t)
-
-
-def greatest(keys: Keys) -> int:
-    return int(keys.max()) if keys.size else 0
-
-
-def thresholds(keys: Keys, t: Tensor) -> list[int]:
-    """Keys at and around quantiles, and the ends of the range."""
-    if keys.size > 1000:
-        return [0, int(keys[0]), 2**64 - 1]
-    middle = np.quantile(keys, [0.1, 0.5, 0.9], method="lower").tolist() if keys.size else []
-    return [0, 1, *middle, all_ones(t) >> 1, (all_ones(t) >> 1) + 1, 2**64 - 1]
-
-
-def examples(dtype: torch.dtype) -> Iterator[Tensor]:
-    """Every size of ordinary weights, and every other content in two sizes."""
-    for n in SIZES:
-        yield example(n, dtype)
-    for n, fill in itertools.product([17, 1000], FILLS[1:]):
-        yield example(n, dtype, fill)
-
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+    with running(request.param):
+        yield request.param
 
 
 @each_dtype
@@ -196,28 +138,6 @@ def test_tie_index_over_many_pieces_of_ties() -> None:
     t = torch.full((3_000_001,), 0.5, dtype=torch.bfloat16)
     key = int(keys_of(t)[0])
     assert [native.tie_index(t, key, r) for r in (1, 1_234_567, 3_000_001)] == [1, 1_234_567, 3_000_001]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_lamp_table_rounds_each_square_once(dtype: torch.dtype) -> None:
-    for n, fill in itertools.product(SIZES, FILLS[:4]):
-        t = example(n, dtype, fill)
-        shift, scale_exp = 8 * t.element_size() - 1 - 12, 30
-        counts, sums = torch.full((4096,), 2, dtype=torch.int64), torch.full((4096,), -5, dtype=torch.int64)
-        native.lamp_table(t, shift, scale_exp, counts, sums)
-        at = (keys_of(t) >> np.uint64(shift)).astype(np.int64)
-        x = t.numpy().astype(np.float64)
-        wanted = np.full(4096, -5)
-        np.add.at(wanted, at, np.rint(x * x * 2.0**scale_exp).astype(np.int64))
-        assert np.array_equal(counts.numpy(), 2 + np.bincount(at, minlength=4096))
-        assert np.array_equal(sums.numpy(), wanted)
-
-
-def test_lamp_table_rounds_halves_to_even() -> None:
-    t = torch.tensor([1.0, 3.0, 5.0, 7.0] * 5)  # half their squares: 0.5, 4.5, 12.5, 24.5
-    counts, sums = torch.zeros(4096, dtype=torch.int64), torch.zeros(4096, dtype=torch.int64)
-    native.lamp_table(t, 19, -1, counts, sums)
-    assert int(sums.sum()) == 5 * (0 + 4 + 12 + 24)
 
 
 def grouped(keys: Keys, shape: tuple[int, int, int, int], prune: int) -> NDArray[np.bool_]:
@@ -323,10 +243,6 @@ def test_other_tensors_are_refused() -> None:
         native.histogram(t, 0, 0, torch.zeros(16))
     with pytest.raises(ValueError, match="power of two"):
         native.histogram(t, 0, 0, torch.zeros(15, dtype=torch.int64))
-    with pytest.raises(ValueError, match="too few bins"):
-        native.lamp_table(t, 19, 0, *torch.zeros(2, 100, dtype=torch.int64))
-    with pytest.raises(ValueError, match="float32 or float64"):
-        native.lamp_table(t.half(), 0, 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match="not the size"):
         native.nm(t, 1, 1, 4, 1, 2, True)
     with pytest.raises(ValueError, match="at least one"):

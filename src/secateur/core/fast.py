@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur import native
+from secateur.native import Ints
 
-from .keys import FORMATS, key_value, magnitude_key
+from .keys import FORMATS, key_value
 from .patterns import NM
 from .select import Cut
 from .types import Part, Parts, Spec
@@ -65,16 +64,6 @@ def histogram(part: Part, shift: int, width: int, prefix: int | None) -> Tensor 
     return bins
 
 
-def between(part: Part, lo: int, hi: int) -> Tensor | None:
-    """The magnitude keys of a part that lie in ``[lo, hi]``, int64, in any order."""
-    flat = memory(part)
-    if flat is None:
-        return None
-    room = flat.new_empty(flat.numel() // 16 + 4096)
-    _, inside, *_ = native.bracket(flat, lo, hi, room)
-    return magnitude_key(room[:inside]) if inside >= 0 else None
-
-
 def resident(specs: Sequence[Spec], parts: Parts) -> list[Tensor] | None:
     """Tensors that are in memory anyway, each in one contiguous piece; ``None`` if one is not."""
     flats = []
@@ -94,15 +83,8 @@ def pick(specs: Sequence[Spec], parts: Parts, count: int) -> list[Picked] | None
     """
     if count == 0 or len({s.dtype for s in specs}) != 1 or (flats := resident(specs, parts)) is None:
         return None
-    kths = native.kth_of_all(flats, count)
-    if not kths:
-        return None
-    left, out = count - sum(kth[1] for kth in kths), []
-    for flat, kth in zip(flats, kths, strict=True):
-        take = kth[2] if kth[0] == 0 else min(left, kth[2])
-        left -= take
-        out.append(_picked(flat, kth, take))
-    return out
+    picks = native.pick_all(flats, count)
+    return [_picked(s.dtype, p) for s, p in zip(specs, picks, strict=True)] if picks else None
 
 
 def pick_each(specs: Sequence[Spec], parts: Parts, counts: Sequence[int]) -> list[Picked | None]:
@@ -110,20 +92,13 @@ def pick_each(specs: Sequence[Spec], parts: Parts, counts: Sequence[int]) -> lis
     flats = resident(specs, parts)
     if flats is None:
         return [None] * len(specs)
-    kths = native.kth_of_each(flats, [max(1, c) for c in counts])
-    return [
-        None if kth is None or c == 0 else _picked(flat, kth, kth[2] if kth[0] == 0 else c - kth[1])
-        for flat, kth, c in zip(flats, kths, counts, strict=True)
-    ]
+    picks = native.pick_each(flats, [max(1, c) for c in counts])
+    return [None if p is None or c == 0 else _picked(s.dtype, p) for s, p, c in zip(specs, picks, counts, strict=True)]
 
 
-def _picked(flat: Tensor, kth: tuple[int, int, int, int, int, int], take: int) -> Picked:
-    """The outcome of pruning all keys below the k-th, and the first ``take`` of those equal to it."""
-    key, below, ties, above, zeros, top = kth
-    if take == ties:
-        return Picked(Cut(key + 1, 0), below + take, zeros, finite(above, flat.dtype), top)
-    index = native.tie_index(flat, key, take) if take else 0
-    return Picked(Cut(key, index), below + take, zeros, finite(key, flat.dtype), top)
+def _picked(dtype: torch.dtype, pick: native.Pick) -> Picked:
+    key, index, pruned, least, zeros, top = pick
+    return Picked(Cut(key, index), pruned, zeros, finite(least, dtype), top)
 
 
 def count_ties(part: Part, key: int) -> tuple[int, int] | None:
@@ -166,18 +141,22 @@ def fill_each(parts: Sequence[Part], cuts: Sequence[Cut]) -> list[tuple[int, flo
     return [(pruned, finite(low, f.dtype)) for f, (pruned, _, low, _) in zip(held, found, strict=True)]
 
 
-def lamp_bins(
-    specs: Sequence[Spec], parts: Parts, shift: int, room: Sequence[int]
-) -> list[tuple[int, float, NDArray[np.int64]]] | None:
-    """(zeros, largest magnitude, rows of (bin, count, sum)) of many tensors that are in memory."""
+def bins(specs: Sequence[Spec], parts: Parts, shift: int) -> list[tuple[int, Ints, Ints]] | None:
+    """(zeros, bins ``key >> shift`` that occur, counts) of tensors that are in memory; not of float64, whose bins are many."""
     flats = resident(specs, parts)
     if flats is None or any(s.dtype == torch.float64 for s in specs):
         return None
-    found = native.bins_of_each(flats, shift, room)
-    return [
-        (zeros, key_value(top, s.dtype), np.frombuffer(rows, np.int64).reshape(-1, 3))
-        for s, (zeros, top, rows) in zip(specs, found, strict=True)
-    ]
+    return native.bins_of_each(flats, shift)
+
+
+def keys_in(
+    specs: Sequence[Spec], parts: Parts, windows: Sequence[tuple[int, int]], scale_exps: Sequence[int]
+) -> list[tuple[Ints, Ints, int]] | None:
+    """(magnitude keys in a window, how often each occurs, sum of the scaled squares above) of tensors that are in memory."""
+    flats = resident(specs, parts)
+    if flats is None or any(s.dtype != torch.float32 for s in specs):
+        return None
+    return native.keys_of_each(flats, [lo for lo, _ in windows], [hi for _, hi in windows], scale_exps)
 
 
 def fill(part: Part, cut: Cut) -> tuple[int, float | None] | None:

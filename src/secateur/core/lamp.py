@@ -5,175 +5,163 @@ pruning" (arXiv:2010.07611). Equal magnitudes get equal scores, as the formula s
 tensor the score grows with magnitude, so LAMP is an allocation: it decides counts, magnitude decides which.
 
 The sums are sums of integers: squares scaled by a power of two of the tensor's largest and rounded once. A score is one
-correctly rounded float64 division of the square by that sum. All that is needed of a tensor is a small table: a count and a
-sum for each range of keys. Only the ranges in which the answer may lie are looked at more closely.
+correctly rounded float64 division of the square by that sum. First the weights of every tensor are counted in bins of keys;
+that bounds the sums, and with them the scores. Only the ranges in which the answer may lie are looked at more closely.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+
+from secateur.native import Ints
 
 from . import fast
 from .allocate import Bounds
 from .elements import chunks_of
-from .keys import CHUNK, FORMATS, magnitude_key
+from .keys import FORMATS, key_value, magnitude_key
+from .ranges import Floats, Ranges, ends_of, integers, squares
 from .select import identity
 from .types import Parts, Reduce, Spec
-from .units import agree, exponent, larger, rounded, times_power
+from .units import agree, exponent, larger
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 DIGIT = 16
 BATCH = 16
+GROUP = 64
+FRACTION_BITS = 8
 
 
 @dataclass(frozen=True)
-class LampTable:
-    """One tensor's ranges of magnitude keys, ascending: ``counts[i]`` weights have keys in ``[first[i], last[i]]``, and
-    their scaled squares add up to ``sums[i]``. Ranges that are surely pruned are left out and only counted
-    (``below``), those that surely survive only added up (``above``).
-    """
+class Counted:
+    """One tensor's weights in bins, ``key >> shift``: those that occur, ascending, and how many weights each holds. Weights
+    that are zero are counted too, and apart. ``exponent`` is the smallest ``e`` with ``|w| < 2**e``, if not that of a bin."""
 
-    spec: Spec
-    exponent: int
-    bits: int
-    first: Ints
-    last: Ints
+    zeros: int
+    bins: Ints
     counts: Ints
-    sums: Ints
-    below: int = 0
-    above: int = 0
-
-    @property
-    def exact(self) -> bool:
-        """Whether every range is a single key."""
-        return self.first is self.last or bool((self.first == self.last).all())
-
-    def spent(self) -> LampTable:
-        """What is left of a table whose scores are known exactly: nothing needs it any more."""
-        none = self.first[:0].copy()
-        return replace(self, first=none, last=none, counts=none, sums=none)
-
-    def scores(self) -> tuple[Floats, Floats]:
-        """(lowest, highest) score that a weight of each range can have; equal where a range is a single key."""
-        at_least = np.cumsum(self.sums[::-1])[::-1] + self.above
-        low, high = squares(self.spec, self.first, self.exponent), squares(self.spec, self.last, self.exponent)
-        above = at_least - self.sums + integers(low, self.bits)
-        unit = 2.0**self.bits
-        top = low * unit
-        if len(top) and not self.above and self.first[-1] == self.last[-1]:
-            # Rounded above as below, so that the largest weight of every tensor has exactly the score 1 (1/c if c tie).
-            top[-1] = float(integers(low[-1:], self.bits)[0])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            lowest = np.where(low == 0.0, 0.0, top / at_least)
-            highest = np.where(high == 0.0, 0.0, high * unit / above)
-        if not self.above:
-            highest[-1:] = np.inf  # the largest weight's score is 1 whatever rounding says
-        if self.first is self.last:
-            return lowest, lowest
-        return lowest, np.where(self.first == self.last, lowest, highest)
+    exponent: int | None = None
 
 
-def squares(spec: Spec, keys: Ints, e: int) -> Floats:
-    """``(|w| * 2**-e)**2`` of the magnitudes that keys stand for; at most 1 for those that occur."""
-    f = FORMATS[spec.dtype]
-    finite = torch.from_numpy(np.minimum(keys, f.nonfinite - 1))
-    values = times_power(finite.to(f.view).view(spec.dtype).to(torch.float64), -e)
-    return (values * values).numpy()
+def lamp_counts(
+    specs: Sequence[Spec], limits: Sequence[Bounds], total: int, parts: Parts, reduce: Reduce,
+    counted: dict[str, Counted] | None = None,
+) -> list[int]:  # fmt: skip
+    """Counts whose sum is ``total``: those of the smallest ``(score, tensor rank, |w|)``, within the bounds.
 
-
-def integers(values: Floats, bits: int) -> Ints:
-    """`rounded` for numpy arrays; values above 1 (of keys that do not occur) are cut off."""
-    return rounded(torch.from_numpy(np.minimum(values, 1.0)), bits).numpy()
-
-
-def lamp_counts(specs: Sequence[Spec], limits: Sequence[Bounds], total: int, parts: Parts, reduce: Reduce) -> list[int]:
-    """Counts whose sum is ``total``: those of the smallest ``(score, tensor rank, |w|)``, within the bounds."""
-    tables, lows, highs, ends = [], [], [], []
-    for table, limit in zip(lamp_tables(specs, parts, reduce), limits, strict=True):
-        low, high = table.scores()
-        lows.append(low)
-        highs.append(high)
-        ends.append(_ends(table, limit))
-        tables.append(table.spent() if table.exact else table)
+    Args:
+        specs: the tensors, in rank order; their weights are finite.
+        limits: the bounds of each.
+        total: how many weights go in all.
+        parts: the store's values.
+        reduce: sums counts over workers.
+        counted: tensors in bins, by name, where they have been counted already; taken out as they are used.
+    """
+    batches = [_Batch(which, limits) for which in _batches(specs)]
+    for b in batches:
+        some = [specs[i] for i in b.which]
+        found = [counted.pop(s.name) if counted else count(s, parts, reduce) for s in some]
+        b.look(ranges_of(some, found), GROUP)
     while True:
-        exact = all(t.exact for t in tables)
-        first = _reach(lows, ends, total)
-        last = first if exact else _reach(highs, ends, total)
-        if exact:
+        first = _reach([b.low for b in batches], batches, total)
+        loose = [b for b in batches if not b.exact]
+        if not loose:
             break
-        loose = [i for i, t in enumerate(tables) if not t.exact]
-        for i in loose:  # all are narrowed, and what they were is let go, before any grows again
-            tables[i] = narrowed(tables[i], (lows[i] <= last) & (highs[i] >= first), highs[i] < first)
-            lows[i] = highs[i] = np.empty(0)
-        for i in loose:
-            t = tables[i] if tables[i].exact else refine(tables[i], tables[i].first < tables[i].last, parts, reduce)
-            (lows[i], highs[i]), ends[i] = t.scores(), _ends(t, limits[i])
-            tables[i] = t.spent() if t.exact else t
-    below = [int(e[np.searchsorted(v, last, side="left")]) for v, e in zip(lows, ends, strict=True)]
-    upto = [int(e[np.searchsorted(v, last, side="right")]) for v, e in zip(lows, ends, strict=True)]
-    missing = total - sum(below)
-    for i, most in enumerate(upto):
-        step = min(most - below[i], missing)
+        last = _reach([b.high for b in batches], batches, total)
+        for b in loose:  # all are narrowed, and what they were is let go, before any grows again
+            b.narrow(first, last)
+        for b in loose:
+            b.look(b.ranges, 1) if b.group > 1 else b.look(refined(b.ranges, parts, reduce), GROUP)
+    below, upto = np.zeros((2, len(specs)), np.int64)
+    for b in batches:
+        below[b.which], upto[b.which] = b.counts(first)
+    missing = total - int(below.sum())
+    for i in range(len(specs)):
+        step = min(int(upto[i] - below[i]), missing)
         below[i] += step
         missing -= step
-    return below
+    return [int(c) for c in below]
 
 
-def narrowed(table: LampTable, open_: NDArray[np.bool_], pruned: NDArray[np.bool_]) -> LampTable:
-    """The table of the ranges that are still open; the others are surely pruned, or surely survive."""
-    kept = ~(open_ | pruned)
-    return replace(
-        table, first=table.first[open_], last=table.last[open_], counts=table.counts[open_], sums=table.sums[open_],
-        below=table.below + int(table.counts[pruned].sum()), above=table.above + int(table.sums[kept].sum()),
-    )  # fmt: skip
+class _Batch:
+    """Some tensors of one dtype, and what the search needs of them: scores, and how many weights go with each range.
 
-
-def _ends(table: LampTable, limit: Bounds) -> Ints:
-    """How many weights lie below each range of a tensor, and below the end, within the tensor's bounds."""
-    ends: Ints = np.clip(table.below + np.concatenate([[0], np.cumsum(table.counts)]), limit.low, limit.high)
-    return ends
-
-
-def _reach(scores: Sequence[Floats], ends: Sequence[Ints], total: int) -> float:
-    """The smallest score s at which the counts with scores <= s add up to ``total``.
-
-    Bisection over the bits of a float64, which order non-negative numbers; 255 cuts at a time.
+    Ranges are looked at in groups of neighbours first, so that most never get a score of their own.
     """
-    lo, hi = -1, int(np.float64(np.inf).view(np.int64))
-    while hi - lo > 1:
-        cuts = np.array(sorted({lo + (hi - lo) * i // 256 for i in range(1, 256)} - {lo}), np.int64)
-        at = cuts.view(np.float64)
-        sums = np.zeros(len(cuts), np.int64)
-        for v, e in zip(scores, ends, strict=True):
-            sums += e[v.searchsorted(at, side="right")]
-        found = int(sums.searchsorted(total))
-        lo, hi = int(cuts[found - 1]) if found else lo, int(cuts[found]) if found < len(cuts) else hi
-    return float(np.int64(hi).view(np.float64))
+
+    def __init__(self, which: list[int], limits: Sequence[Bounds]) -> None:
+        self.which = which
+        self._bounds = np.array([[limits[i].low, limits[i].high] for i in which], np.int64).T
+
+    def look(self, ranges: Ranges, group: int) -> None:
+        """Scores ranges, ``group`` of them at a time."""
+        self.ranges, self.group = ranges, group
+        self._seen, self._sizes = ranges.grouped(group)
+        self.low, self.high = self._seen.scores()
+        self.base, self.weights = self._seen.within(*self._bounds)
+        self.starts = self._seen.starts
+        self.exact = group == 1 and ranges.exact
+
+    def narrow(self, first: float, last: float) -> None:
+        """Keeps the ranges that may hold the score at which the total is reached, between ``first`` and ``last``."""
+        open_, pruned = (self.low <= last) & (self.high >= first), self.high < first
+        rest = self._seen.narrowed(open_, pruned)
+        self.ranges = replace(self.ranges.only(np.repeat(open_, self._sizes)), below=rest.below, above=rest.above)
+        self._seen = rest
+
+    def counts(self, score: float) -> tuple[Ints, Ints]:
+        """How many weights of each tensor score less, and how many no more."""
+        below, upto = (ends_of(np.where(which, self.weights, 0)) for which in (self.low < score, self.low <= score))
+        ends, starts = self.starts[1:], self.starts[:-1]
+        return self.base + below[ends] - below[starts], self.base + upto[ends] - upto[starts]
 
 
-def lamp_tables(specs: Sequence[Spec], parts: Parts, reduce: Reduce) -> Iterator[LampTable]:
-    """The coarse table of every tensor: zeros, and ranges of the leading 15 bits of the key."""
-    for at in range(0, len(specs), BATCH):  # a few at a time: what comes back of each is larger than what is kept
-        some = specs[at : at + BATCH]
-        same = reduce is identity and len({_shift(s) for s in some}) == 1
-        found = fast.lamp_bins(some, parts, _shift(some[0]), [_room(s) for s in some]) if same else None
-        if found is None:
-            yield from (lamp_table(s, parts, reduce) for s in some)
-        for s, (zeros, largest, rows) in zip(some, found or (), strict=found is not None):
-            top = exponent(torch.tensor(largest, dtype=torch.float64)) or 0
-            yield _table(s, top, zeros, *np.ascontiguousarray(rows.T))
+def _batches(specs: Sequence[Spec]) -> Iterator[list[int]]:
+    """A few tensors of one dtype at a time: what is made of each is larger than what is kept."""
+    order = sorted(range(len(specs)), key=lambda i: str(specs[i].dtype))
+    for _, group in groupby(order, key=lambda i: specs[i].dtype):
+        some = list(group)
+        for at in range(0, len(some), BATCH):
+            yield some[at : at + BATCH]
 
 
-def _shift(spec: Spec) -> int:
-    """Bits of the key that a coarse range leaves open."""
-    return max(0, FORMATS[spec.dtype].bits - DIGIT + 1)
+def _reach(scores: Sequence[Floats], batches: Sequence[_Batch], total: int) -> float:
+    """The smallest score s at which the counts with scores <= s add up to ``total``."""
+    missing = total - sum(int(b.base.sum()) for b in batches)
+    if missing <= 0:
+        return 0.0
+    every = np.concatenate(scores)
+    order = np.argsort(every)
+    upto = np.cumsum(np.concatenate([b.weights for b in batches])[order])
+    return float(every[order[np.searchsorted(upto, missing)]])
+
+
+def count_together(specs: Sequence[Spec], parts: Parts) -> dict[str, Counted]:
+    """`count` of tensors that are in memory, which need not be finite; empty if one is not in memory."""
+    found: dict[str, Counted] = {}
+    for which in _batches(specs):
+        some = [specs[i] for i in which]
+        bins = fast.bins(some, parts, _shift(some[0].dtype))
+        if bins is None:
+            return {}
+        found.update((s.name, Counted(*b)) for s, b in zip(some, bins, strict=True))
+    return found
+
+
+def all_finite(spec: Spec, counted: Counted) -> bool:
+    """Whether no weight of a tensor is NaN or infinite; their keys fill bins of their own."""
+    return not len(counted.bins) or int(counted.bins[-1]) < FORMATS[spec.dtype].nonfinite >> _shift(spec.dtype)
+
+
+def _shift(dtype: torch.dtype) -> int:
+    """Bits of the key that a bin leaves open: all but the exponent and the leading bits of the fraction."""
+    f = FORMATS[dtype]
+    fraction = (f.nonfinite & -f.nonfinite).bit_length() - 1 if f.bits > 15 else 0
+    return max(0, fraction - FRACTION_BITS)
 
 
 def _room(spec: Spec) -> int:
@@ -181,68 +169,117 @@ def _room(spec: Spec) -> int:
     return 62 - max(0, (spec.numel - 1).bit_length())
 
 
-def lamp_table(spec: Spec, parts: Parts, reduce: Reduce) -> LampTable:
-    """The coarse table of one tensor, from its parts."""
-    shift, bits = _shift(spec), _room(spec)
-    zeros, e = 0, None
+def _exponent(dtype: torch.dtype, counted: Counted) -> int:
+    """The smallest ``e`` with ``|w| < 2**e`` for all weights of the last bin."""
+    if counted.exponent is not None or not len(counted.bins):
+        return counted.exponent or 0
+    last = (int(counted.bins[-1]) + 1 << _shift(dtype)) - 1
+    value = key_value(min(last, FORMATS[dtype].nonfinite - 1), dtype)
+    return math.frexp(value)[1] if value else 0
+
+
+def count(spec: Spec, parts: Parts, reduce: Reduce) -> Counted:
+    """One tensor in bins, from its parts."""
+    shift, zeros, e = _shift(spec.dtype), 0, None
+    table = torch.zeros(1 << (FORMATS[spec.dtype].bits - shift), dtype=torch.int64)
     for chunk in chunks_of(spec, parts):
-        zeros += int((magnitude_key(chunk.tensor) == 0).sum())
-        e = larger(e, exponent(chunk.tensor.detach().to(torch.float64)))
-    top = agree(e, reduce)
-    table = torch.zeros(2, 1 << (FORMATS[spec.dtype].bits - shift), dtype=torch.int64)
-    for chunk in chunks_of(spec, parts):
-        bins = magnitude_key(chunk.tensor) >> shift
-        table[0] += torch.bincount(bins, minlength=table.shape[1]).cpu()
-        share = times_power(chunk.tensor.detach().to(torch.float64), -top)
-        table[1].index_add_(0, bins.cpu(), rounded(share * share, bits).cpu())
-    counts, sums = reduce(table).numpy()
+        keys = magnitude_key(chunk.tensor)
+        zeros += int((keys == 0).sum())
+        table += torch.bincount(keys >> shift, minlength=len(table)).cpu()
+        if spec.dtype == torch.float64:  # its bin of subnormals is too wide to scale by
+            e = larger(e, exponent(chunk.tensor.detach()))
+    counts = reduce(table).numpy()
     live = np.flatnonzero(counts)
-    return _table(spec, top, int(reduce(torch.tensor([zeros]))[0]), live, counts[live], sums[live])
+    zeros = int(reduce(torch.tensor([zeros]))[0])
+    return Counted(zeros, live, counts[live], agree(e, reduce) if spec.dtype == torch.float64 else None)
 
 
-def _table(spec: Spec, top: int, zeros: int, bins: Ints, counts: Ints, sums: Ints) -> LampTable:
-    """A table from the bins that occur, zeros apart from the smallest subnormals that share their bin."""
-    shift, bits = _shift(spec), _room(spec)
-    first = bins << shift
-    last = first + (1 << shift) - 1 if shift else first
-    if not shift:  # a bin is a key, so its sum follows from its count
-        sums = counts * integers(squares(spec, first, top), bits)
-    elif zeros:
-        counts = counts - zeros * (np.arange(len(counts)) == 0)
-        first, last, counts, sums = (
-            np.concatenate([[v], x]) for v, x in ((0, first), (0, last), (zeros, counts), (0, sums))
-        )
-        first[1] = 1
-        live = counts > 0
-        first, last, counts, sums = first[live], last[live], counts[live], sums[live]
-    return LampTable(spec, top, bits, first, last, counts, sums)
+def ranges_of(specs: Sequence[Spec], counted: Sequence[Counted]) -> Ranges:
+    """The ranges of tensors of one dtype; zeros count as pruned, so the first bin begins behind them."""
+    dtype = specs[0].dtype
+    shift = _shift(dtype)
+    exponents = np.array([_exponent(dtype, c) for c in counted], np.int64)
+    bits = np.array([_room(s) for s in specs], np.int64)
+    starts = ends_of(np.array([len(c.bins) for c in counted], np.int64))
+    counts = np.concatenate([c.counts for c in counted])
+    first = np.concatenate([c.bins for c in counted]) << shift
+    last = first | ((1 << shift) - 1)
+    zeros = np.array([c.zeros for c in counted], np.int64)
+    holed = starts[:-1][zeros > 0]  # zeros are in the first bin, with the smallest subnormals where a bin is wider
+    counts[holed] -= zeros[zeros > 0]
+    first[holed] = np.minimum(1, last[holed])
+    owner = np.repeat(np.arange(len(specs)), np.diff(starts))
+    edges = (first, first) if not shift else (first, last)
+    sums = np.stack([counts * integers(squares(dtype, keys, exponents, owner), bits, owner) for keys in edges])
+    everything = Ranges(
+        specs, exponents, bits, starts, first, last, counts, sums, zeros, np.zeros((2, len(specs)), np.int64)
+    )
+    return everything if counts.all() else everything.only(counts > 0)
 
 
-def refine(table: LampTable, which: NDArray[np.bool_], parts: Parts, reduce: Reduce) -> LampTable:
-    """The table with some of its ranges cut into at most 2**16 smaller ones each."""
-    lows, highs = table.first[which], table.last[which]
-    steps = [max(0, int(h - lo).bit_length() - DIGIT) for lo, h in zip(lows, highs, strict=True)]
-    columns = [[x[~which]] for x in (table.first, table.last, table.counts, table.sums)]
-    pieces = [k.numpy() for k in _keys_between(table.spec, parts, int(lows[0]), int(highs[-1]))]
-    keys = np.concatenate(pieces) if pieces else np.empty(0, np.int64)
-    for lo, hi, s in zip(lows, highs, steps, strict=True):
+def refined(ranges: Ranges, parts: Parts, reduce: Reduce) -> Ranges:
+    """The ranges cut into single keys, or into at most 2**16 smaller ones each, with sums that are known."""
+    if reduce is identity and (found := _keys_in(ranges, parts)) is not None:
+        return found
+    pieces = [_closer(ranges, t, parts, reduce) for t in range(len(ranges.specs))]
+    first, last, counts, sums = (np.concatenate(column) for column in list(zip(*pieces, strict=True))[:4])
+    above = np.array([p[4] for p in pieces], np.int64)
+    starts = ends_of(np.array([len(p[0]) for p in pieces], np.int64))
+    return replace(ranges, starts=starts, first=first, last=last, counts=counts, sums=_known(sums), above=_known(above))
+
+
+def _known(sums: Ints) -> Ints:
+    """Sums as both bounds of themselves."""
+    return np.broadcast_to(sums, (2, *sums.shape))
+
+
+def _keys_in(ranges: Ranges, parts: Parts) -> Ranges | None:
+    """Every key from the first to the last range of each tensor, where tensors are in memory."""
+    top = FORMATS[ranges.specs[0].dtype].nonfinite
+    windows = [
+        (int(ranges.first[a]), int(ranges.last[b - 1])) if a < b else (top, top)
+        for a, b in zip(ranges.starts[:-1], ranges.starts[1:], strict=True)
+    ]
+    found = fast.keys_in(ranges.specs, parts, windows, (ranges.bits - 2 * ranges.exponents).tolist())
+    if found is None:
+        return None
+    keys, counts = (np.concatenate([f[i] for f in found]) for i in (0, 1))
+    starts, above = ends_of(np.array([len(f[0]) for f in found], np.int64)), np.array([f[2] for f in found], np.int64)
+    owner = np.repeat(np.arange(len(found)), np.diff(starts))
+    q = integers(squares(ranges.specs[0].dtype, keys, ranges.exponents, owner), ranges.bits, owner)
+    return replace(
+        ranges, starts=starts, first=keys, last=keys, counts=counts, sums=_known(counts * q), above=_known(above)
+    )
+
+
+def _closer(ranges: Ranges, t: int, parts: Parts, reduce: Reduce) -> tuple[Ints, Ints, Ints, Ints, int]:
+    """The ranges of one tensor, each cut into at most 2**16 smaller ones, and the sum of what lies above all of them."""
+    here, spec = slice(ranges.starts[t], ranges.starts[t + 1]), ranges.specs[t]
+    lows, highs = ranges.first[here], ranges.last[here]
+    if not len(lows):
+        return lows, highs, lows, lows, 0
+    keys, above = np.empty(0, np.int64), 0
+    for chunk in chunks_of(spec, parts):
+        found = magnitude_key(chunk.tensor).cpu().numpy()
+        over = found[found > highs[-1]]
+        above += int(_scaled(ranges, t, over).sum())
+        keys = np.concatenate([keys, found[(found >= lows[0]) & (found <= highs[-1])]])
+    q, columns = _scaled(ranges, t, keys), [[], [], [], []]  # type: tuple[Ints, list[list[Ints]]]
+    for lo, hi in zip(lows, highs, strict=True):
+        step = max(0, int(hi - lo).bit_length() - DIGIT)
         inside = (keys >= lo) & (keys <= hi)
-        at = (keys[inside] - lo) >> s
-        if s == 0 and reduce is identity:  # a digit is a key: its sum follows from its count
-            live, counts = np.unique(at.astype(np.int32), return_counts=True)
-            live = live.astype(np.int64)
-            sums = counts * integers(squares(table.spec, lo + live, table.exponent), table.bits)
-        else:
-            q = integers(squares(table.spec, keys[inside], table.exponent), table.bits)
-            live, counts, sums = _digits(at, q, (int(hi - lo) >> s) + 1, reduce)
-        first = lo + (live << s)
-        new = (first, np.minimum(first + (1 << s) - 1, hi), counts, sums)
-        for column, values in zip(columns, new, strict=True):
-            column.append(values)
-    merged = [np.concatenate(c) for c in columns]
-    order = np.argsort(merged[0], kind="stable")
-    first, last, counts, sums = (x[order] for x in merged)
-    return replace(table, first=first, last=last, counts=counts, sums=sums)
+        live, counts, sums = _digits((keys[inside] - lo) >> step, q[inside], (int(hi - lo) >> step) + 1, reduce)
+        first = lo + (live << step)
+        for column, new in zip(columns, (first, np.minimum(first + (1 << step) - 1, hi), counts, sums), strict=True):
+            column.append(new)
+    first, last, counts, sums = (np.concatenate(c) for c in columns)
+    return first, last, counts, sums, int(reduce(torch.tensor([above]))[0])
+
+
+def _scaled(ranges: Ranges, t: int, keys: Ints) -> Ints:
+    """The scaled squares of keys of one tensor."""
+    owner = np.full(keys.shape, t)
+    return integers(squares(ranges.specs[t].dtype, keys, ranges.exponents, owner), ranges.bits, owner)
 
 
 def _digits(at: Ints, q: Ints, nbins: int, reduce: Reduce) -> tuple[Ints, Ints, Ints]:
@@ -253,15 +290,3 @@ def _digits(at: Ints, q: Ints, nbins: int, reduce: Reduce) -> tuple[Ints, Ints, 
     counts, sums = reduce(torch.from_numpy(table)).numpy()
     live = np.flatnonzero(counts)
     return live, counts[live], sums[live]
-
-
-def _keys_between(spec: Spec, parts: Parts, lo: int, hi: int) -> Iterator[Tensor]:
-    """All magnitude keys in ``[lo, hi]`` that this worker holds, in pieces, on the CPU."""
-    for part in parts(spec, "chunk"):
-        found = fast.between(part, lo, hi)
-        if found is not None:
-            yield found
-            continue
-        for chunk in part.chunks(CHUNK):
-            keys = magnitude_key(chunk.tensor)
-            yield keys[(keys >= lo) & (keys <= hi)].cpu()

@@ -26,8 +26,9 @@ from .allocate import (
 from .choose import Groups, Selector, Source, Taken, Units, selector_of, settled
 from .combine import Choice, why_refused
 from .criteria import Criterion, describe, is_named
+from .elements import Facts
 from .keys import key_at_least
-from .lamp import lamp_counts
+from .lamp import Counted, all_finite, count_together, lamp_counts
 from .patterns import NM, Block, Channel, Pattern
 from .plan import Plan, Row, pack, row_of
 from .select import Cut, identity
@@ -192,20 +193,31 @@ class _Maker:
     def __post_init__(self) -> None:
         r = self.request
         self.source = Source(self.parts, self.reduce, r.criterion, r.nonfinite)
-        facts = None
+        facts: list[Facts] | None = None
         if r.nonfinite != "error":
             facts = [self.source.facts(s) for s in self.specs]
             if not any(f.nonfinite for f in facts):
                 self.source = replace(self.source, nonfinite="error")
         self._facts = facts
+        self._counted: dict[str, Counted] = {}
         self.selector: Selector = selector_of(r.pattern, self.source)
 
     @property
-    def facts(self):  # type: ignore[no-untyped-def]
+    def facts(self) -> list[Facts]:
         """`Facts` of every tensor, read once and only when needed."""
         if self._facts is None:
-            self._facts = self.source.facts_each(self.specs)
+            self._facts = self._counted_facts() or self.source.facts_each(self.specs)
         return self._facts
+
+    def _counted_facts(self) -> list[Facts]:
+        """The facts that counting for LAMP gives, which then need no pass of their own."""
+        if self.request.allocation != "lamp" or not self.source.alone:
+            return []
+        self._counted = count_together(self.specs, self.parts)
+        return [
+            Facts(c.zeros, 0) if all_finite(s, c) else self.source.facts(s)
+            for s, c in ((s, self._counted[s.name]) for s in self.specs if self._counted)
+        ]
 
     def allocate(self) -> tuple[list[int | None], list[Taken]]:
         """(count asked of each tensor, what its cut does)."""
@@ -294,7 +306,7 @@ class _Maker:
         if r.allocation == "uniform_plus":
             return level_counts([s.numel for s in specs], limits, total)
         if r.allocation == "lamp":
-            return lamp_counts(specs, limits, total, self.parts, self.reduce)
+            return lamp_counts(specs, limits, total, self.parts, self.reduce, self._counted)
         return erdos_renyi(specs, limits, total, kernel=r.allocation == "erk")
 
     def _uniform(self, sparsity: float) -> list[int]:

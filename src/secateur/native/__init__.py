@@ -21,8 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Ints = NDArray[np.int64]
 
 try:
     if os.environ.get("SECATEUR_NATIVE") == "0":
@@ -67,6 +71,10 @@ def _arrays(tensors: Sequence[Tensor]) -> tuple[list[int], list[int], list[int]]
     """Addresses, numbers of elements and widths of many tensors."""
     arrays = [_array(t) for t in tensors]
     return [a[0] for a in arrays], [a[1] for a in arrays], [a[2] for a in arrays]
+
+
+def _ints(raw: bytes) -> Ints:
+    return np.frombuffer(raw, np.int64)
 
 
 def _table(t: Tensor) -> tuple[int, int]:
@@ -168,25 +176,25 @@ def histogram(t: Tensor, shift: int, prefix: int, bins: Tensor) -> None:
     _kernels().histogram(*_array(t), shift, prefix, *_table(bins))
 
 
-def kth_of_each(tensors: Sequence[Tensor], ranks: Sequence[int]) -> list[tuple[int, int, int, int, int, int] | None]:
-    """The ``rank``-th smallest key of each of many tensors (ranks from 1), the tensors shared out among the threads.
+Pick = tuple[int, int, int, int, int, int]
+"""``(cut_key, cut_index, pruned, min_survivor, zeros, max_key)``: a cut, and what it does to one tensor; `fill` takes it."""
 
-    Returns:
-        For each tensor ``(key, below, ties, above, zeros, max_key)``: how many keys are smaller and equal, and the
-        smallest larger one; ``key`` is 0 if the rank lies among the zeros. ``None`` where a sample misled.
+
+def pick_each(tensors: Sequence[Tensor], ranks: Sequence[int]) -> list[Pick | None]:
+    """The cuts that prune the ``rank`` smallest of each of many tensors (or their zeros, where there are more).
+
+    The tensors are shared out among the threads. Ranks count from 1. ``None`` where a sample misled.
     """
-    found: list[tuple[int, int, int, int, int, int] | None] = _kernels().kth_of_each(*_arrays(tensors), list(ranks))
+    found: list[Pick | None] = _kernels().pick_each(*_arrays(tensors), list(ranks))
     return found
 
 
-def kth_of_all(tensors: Sequence[Tensor], rank: int) -> list[tuple[int, int, int, int, int, int]]:
-    """The ``rank``-th smallest key of all tensors together (from 1); they have one dtype.
+def pick_all(tensors: Sequence[Tensor], rank: int) -> list[Pick]:
+    """The cuts that prune the ``rank`` smallest (from 1) of all tensors together, which have one dtype.
 
-    Returns:
-        For each tensor ``(key, below, ties, above, zeros, max_key)`` as `kth_of_each`, ``key`` being the same for all;
-        empty if the sample misled.
+    Of equal keys those of earlier tensors go first. Empty if the sample misled.
     """
-    found: list[tuple[int, int, int, int, int, int]] = _kernels().kth_of_all(*_arrays(tensors), rank)
+    found: list[Pick] = _kernels().pick_all(*_arrays(tensors), rank)
     return found
 
 
@@ -202,46 +210,43 @@ def cut_each(
     return found
 
 
-def bins_of_each(tensors: Sequence[Tensor], shift: int, room: Sequence[int]) -> list[tuple[int, int, bytes]]:
-    """What `lamp_table` (4 and 8 bytes) or `histogram` (1 and 2 bytes) gives, for many tensors, without empty bins.
-
-    Args:
-        tensors: the weights, finite.
-        shift: bits of the key below the bin.
-        room: for each tensor, the squares are scaled by ``2 ** (room - 2 e)`` with ``|x| < 2**e`` for all of it.
+def bins_of_each(tensors: Sequence[Tensor], shift: int) -> list[tuple[int, Ints, Ints]]:
+    """How many keys of each of many tensors lie in each bin ``key >> shift``.
 
     Returns:
-        For each tensor ``(zeros, max_key, rows)``; rows are int64 triples ``(bin, count, sum)`` in ascending order.
+        For each tensor ``(zeros, bins, counts)``: the keys that are 0, however wide the bins; the bins that occur, in
+        ascending order, and how often each does, int64.
     """
-    found: list[tuple[int, int, bytes]] = _kernels().bins_of_each(*_arrays(tensors), shift, list(room))
-    return found
+    found = _kernels().bins_of_each(*_arrays(tensors), shift)
+    return [(zeros, _ints(bins), _ints(counts)) for zeros, bins, counts in found]
+
+
+def keys_of_each(
+    tensors: Sequence[Tensor], lows: Sequence[int], highs: Sequence[int], scale_exps: Sequence[int]
+) -> list[tuple[Ints, Ints, int]]:
+    """The different keys of each of many tensors that lie in ``low … high``, and the squares of what lies above.
+
+    Args:
+        tensors: finite float32 weights.
+        lows, highs: first and last key of each tensor's window.
+        scale_exps: for each tensor, the squares are scaled by ``2 ** scale_exp`` and rounded once, half to even (a square
+            is exact in float64), so that their sum does not depend on the order; it must not exceed int64.
+
+    Returns:
+        For each tensor ``(keys, counts, above)``: the keys that occur in ascending order and how often each does, int64,
+        and the sum of the rounded squares of all weights with keys above ``high``.
+    """
+    for t in tensors:
+        if t.dtype != torch.float32:
+            raise ValueError(f"squares are added up of float32 alone; got {t.dtype}.")
+    found = _kernels().keys_of_each(*_arrays(tensors), list(lows), list(highs), list(scale_exps))
+    return [(_ints(keys), _ints(counts), above) for keys, counts, above in found]
 
 
 def tie_index(t: Tensor, key: int, r: int) -> int:
     """One past the flat index of the ``r``-th element (``r`` >= 1) with this key; -1 if there are fewer."""
     index: int = _kernels().tie_index(*_array(t), key, r)
     return index
-
-
-def lamp_table(t: Tensor, shift: int, scale_exp: int, counts: Tensor, sums: Tensor) -> None:
-    """Counts the keys and adds up the squares of the values, in bins of keys.
-
-    With ``b = key >> shift``: ``counts[b] += 1`` and ``sums[b] += rint(x * x * 2**scale_exp)``. The square is taken
-    in float64 (exactly, for float32), scaled exactly and rounded once, half to even, so that the sums do not depend
-    on the order. The caller chooses ``scale_exp`` such that no sum exceeds int64.
-
-    Args:
-        t: float32 or float64 weights.
-        shift: bits of the key below the bin; every key of the dtype must have its bin.
-        scale_exp: power of two that the squares are scaled by.
-        counts, sums: int64, one of each a bin; what they hold is added to.
-    """
-    (counts_ptr, nbins), (sums_ptr, others) = _table(counts), _table(sums)
-    if nbins != others:
-        raise ValueError(f"a LAMP table has as many counts as sums; got {nbins} and {others}.")
-    if t.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"a LAMP table is made of float32 or float64; got {t.dtype}.")
-    _kernels().lamp_table(*_array(t), shift, scale_exp, counts_ptr, sums_ptr, nbins)
 
 
 def nm(t: Tensor, outer: int, groups: int, of: int, inner: int, prune: int, write: bool) -> tuple[int, int, int, int]:
