@@ -22,6 +22,10 @@ from benchmarks.models import FULL_WIDTH, QUICK_WIDTH, encoder, fill, weights_of
 from benchmarks.result import Bar, Result, Table
 from benchmarks.timing import Timing, spread, take_turns
 from secateur import native
+from secateur.core.make import Request, make
+from secateur.core.write import write_rows
+from secateur.stores.base import matches
+from secateur.stores.memory import MemoryStore
 
 SPARSITY = 0.9
 WAYS: dict[str, dict[str, Any]] = {
@@ -36,14 +40,24 @@ MOST_READS = {"global": 3.0, "uniform": 3.0, "2:4": 3.0, "LAMP": 9.0}
 LEAST_TIMES_FASTER = {"global": 200.0, "uniform": 200.0, "2:4": 200.0, "LAMP": 200.0 / 3}
 
 
+BARE = "{}, selection and zeroing"
+
+
+def bare(store: MemoryStore, way: dict[str, Any]) -> None:
+    """The core of a call of `secateur.prune`: which weights go, and zeros over them; no names, checks or report."""
+    specs = {s.name: s for s in store.specs()}
+    made = make(store.specs(), store.parts, Request.of(**way), matches, store.sum)
+    write_rows(made, store.parts, store.sum, lambda name: list(store.parts(specs[name], "whole")), store.write)
+
+
 def read(model: nn.Module) -> None:
     """One native read pass over the weights: what selecting anything costs at least."""
     for p in model.parameters():
         native.scan(p.detach())
 
 
-def timed(model: nn.Module, ways: dict[str, dict[str, Any]], repeats: int) -> dict[str, Timing]:
-    """Times the read pass and whole calls of `secateur.prune`, each on dense weights."""
+def timed(model: nn.Module, ways: dict[str, dict[str, Any]], repeats: int, cores: bool = False) -> dict[str, Timing]:
+    """Times the read pass, whole calls of `secateur.prune`, and their core alone if asked, each on dense weights."""
     dense = [p.detach().clone() for p in model.parameters()]
 
     def restore() -> None:
@@ -53,6 +67,8 @@ def timed(model: nn.Module, ways: dict[str, dict[str, Any]], repeats: int) -> di
 
     runs: dict[str, Callable[[], object]] = {READ: partial(read, model)}
     runs |= {name: partial(secateur.prune, model, **way) for name, way in ways.items()}
+    if cores:
+        runs |= {BARE.format(name): partial(bare, MemoryStore(model), way) for name, way in ways.items()}
     return take_turns(runs, restore, repeats)
 
 
@@ -94,16 +110,20 @@ def run(full: bool, repeats: int = 9) -> Result:
     bars = []
     for dtype in DTYPES:
         model = encoder(FULL_WIDTH, getattr(torch, dtype))
-        times = timed(model, WAYS, repeats)
+        times = timed(model, WAYS, repeats, cores=True)
         del model
-        for name, t in times.items():
-            reads = t.per(times[READ])
-            ns = 1e9 * t.median / weights_of(FULL_WIDTH)
-            rows.append((f"{dtype}, {name}", t.milliseconds(), f"{ns:.2f}", "1" if name == READ else spread(reads)))
-            if name in MOST_READS:
-                bars.append(Bar(f"{dtype}, {name}: read passes", statistics.median(reads), MOST_READS[name]))
+        reads = times.pop(READ)
+        rows.append(
+            (f"{dtype}, {READ}", reads.milliseconds(), f"{1e9 * reads.median / weights_of(FULL_WIDTH):.2f}", "1", "1")
+        )
+        for name in WAYS:
+            whole, core = times[name], times[BARE.format(name)].per(reads)
+            ns = 1e9 * whole.median / weights_of(FULL_WIDTH)
+            rows.append((f"{dtype}, {name}", whole.milliseconds(), f"{ns:.2f}", spread(whole.per(reads)), spread(core)))
+            bars.append(Bar(f"{dtype}, {name}: read passes", statistics.median(core), MOST_READS[name]))
     size = f"{weights_of(FULL_WIDTH) / 1e6:.0f} M weights in 110 tensors, {SPARSITY:.0%}, {repeats} turns: median (min–max)"
-    tables = [Table(size, ("<", "ms", "ns a weight", "× the read pass"), rows)]
+    heads = ("<", "whole call, ms", "ns a weight", "× the read pass", "selection and zeroing alone, × the read pass")
+    tables = [Table(size, heads, rows)]
     rows = []
     for dtype in DTYPES:
         found = against_torch(width, dtype)
