@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from secateur.core.elements import Measured, Meter, chunks_of, survey
 from secateur.core.fast import settle
-from secateur.core.keys import FORMATS, nonzero
+from secateur.core.keys import FORMATS
 from secateur.core.make import Request, make
 from secateur.core.patterns import Channel, Unstructured
-from secateur.core.plan import Plan, pack, row_of
+from secateur.core.plan import Plan, Row, gone, pack, row_of
 from secateur.core.select import Cut, identity
 from secateur.core.types import Part, Spec
 from secateur.core.write import count_row, write_rows
@@ -68,7 +68,8 @@ def make_plan(store: Store, request: Request, include: Globs, ignore: Globs, *, 
 
 
 def carry_out(made: Plan, store: Store, out: Path | None, overwrite: bool, target: Target) -> Report:
-    """Writes what a plan says, and reports what was counted while writing."""
+    """Writes what a plan says, and reports what was counted while writing. Warns before anything is written."""
+    noted = (*made.warnings, *_norm_warnings(made, store, target))
     specs = {s.name: s for s in store.specs()}
 
     def part_of(name: str) -> list[Part]:
@@ -96,25 +97,31 @@ def carry_out(made: Plan, store: Store, out: Path | None, overwrite: bool, targe
         "sparsity": made.sparsity, "threshold": made.threshold, "criterion": made.criterion,
         "allocation": made.allocation, "pattern": str(made.pattern),
     }  # fmt: skip
-    noted = (*made.warnings, *_norm_warnings(made, store, target))
     return Report(tuple(rows), what, noted, None if out is None else str(out))
 
 
 def _norm_warnings(made: Plan, store: Store, target: Target) -> list[str]:
-    """What norms make of pruned output channels, issued as warnings too."""
+    """What norms make of pruned output channels, issued as warnings too; nothing is written yet."""
     if not isinstance(target, nn.Module) or not isinstance(made.pattern, Channel) or made.pattern.side != "out":
         return []
-    gone = {}
+    channels: dict[str, Tensor] = {}
     for row in made.chosen:
-        assert row.out_dim is not None
-        for part in store.parts(row.spec, "whole"):
-            dead = ~nonzero(part.tensor)
-            rest = [d for d in range(dead.ndim) if d != row.out_dim]
-            gone[row.name.rpartition(".")[0]] = dead.all(dim=rest) if rest else dead
-    texts = firing_norms(target, gone)
+        which = _channels_gone(made, row, store)
+        channels |= {name.rpartition(".")[0]: which for name in (row.name, *row.aliases)}
+    texts = firing_norms(target, channels)
     for text in texts:
         warnings.warn(text, SecateurWarning, stacklevel=4)
     return texts
+
+
+def _channels_gone(made: Plan, row: Row, store: Store) -> Tensor:
+    """Which of a tensor's channels a plan leaves without a weight (bool), from the plan alone."""
+    assert isinstance(made.pattern, Channel)
+    grid = made.pattern.grid(row.spec)
+    kept = torch.zeros(grid.units, dtype=torch.int64)
+    for part, which in gone(made, row, store.parts, store.sum):
+        kept.index_add_(0, grid.unit_of(part.index()).cpu(), (~which).reshape(-1).long().cpu())
+    return store.sum(kept) == 0
 
 
 def _row(spec: Spec, **more: object) -> ReportRow:

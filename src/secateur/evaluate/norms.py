@@ -1,79 +1,288 @@
-"""Norms that wake pruned channels: a channel that is zero before a norm need not be zero after it."""
+"""Norms that wake pruned channels: a channel that is zero before a norm need not be zero after it.
+
+The model is traced, and the zero channels are followed from one operation to the next: through what keeps zeros, up to
+what mixes channels. Whatever the tables below do not list is not understood, and a norm behind it is reported as such.
+"""
 
 from __future__ import annotations
 
+import builtins
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
 
-_TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU)
-_MIXING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_PASSES = {operator.getitem, torch.relu, torch.flatten, nn.functional.relu, nn.functional.dropout, nn.functional.gelu}
+from secateur.stores.names import MODULE_WRAPPERS, WRAPPERS
+
+_KEEPING_MODULES = tuple(
+    getattr(nn, name)
+    for name in (
+        "Identity Dropout Dropout1d Dropout2d Dropout3d ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Mish "
+        "Hardswish Tanh Tanhshrink Softshrink Hardshrink Softsign LocalResponseNorm MaxPool1d MaxPool2d MaxPool3d AvgPool1d "
+        "AvgPool2d AvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d "
+        "AdaptiveAvgPool3d LPPool1d LPPool2d Upsample ZeroPad1d ZeroPad2d ZeroPad3d ReflectionPad1d ReflectionPad2d "
+        "ReplicationPad1d ReplicationPad2d"
+    ).split()
+)
+_MIXING_MODULES = (
+    nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.MultiheadAttention, nn.Sigmoid, nn.Softmax, nn.Softplus, nn.Hardsigmoid,
+)  # fmt: skip
+_ACROSS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def _known(names: str) -> set[Any]:
+    """Operations by name: as functions of torch and as methods of a tensor."""
+    spaces = (torch, nn.functional, operator, builtins)
+    return {getattr(s, n) for s in spaces for n in names.split() if hasattr(s, n)} | set(names.split())
+
+
+# Of the first operand: zero where that is zero, and every channel stays where it was.
+_KEEPING = _known(
+    "relu relu_ relu6 leaky_relu leaky_relu_ prelu rrelu elu elu_ celu selu gelu silu mish hardswish tanh tanh_ tanhshrink "
+    "softshrink hardshrink softsign dropout dropout1d dropout2d dropout3d max_pool1d max_pool2d max_pool3d avg_pool1d "
+    "avg_pool2d avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d adaptive_avg_pool3d interpolate neg abs sqrt square div div_ truediv contiguous clone detach "
+    "to float half bfloat16 double type type_as cpu cuda"
+)
+_MULTIPLYING = _known("mul mul_ multiply imul")  # zero where any operand is
+_ADDING = _known("add add_ iadd sub sub_ isub")  # zero where all operands are
+_MOVING = _known(
+    "flatten view reshape permute transpose unsqueeze squeeze getitem mean sum cat concat stack chunk split pixel_shuffle"
+)
+_MIXING = _known(
+    "linear conv1d conv2d conv3d matmul bmm mm addmm baddbmm einsum scaled_dot_product_attention softmax log_softmax sigmoid "
+    "exp cos softplus hardsigmoid size dim numel getattr"
+)
+_NORMING = _known("batch_norm instance_norm layer_norm group_norm rms_norm native_layer_norm native_group_norm")
+
+
+class _Zero(NamedTuple):
+    """What is known of one value: the layers whose pruned channels it holds, and which of its channels are zero.
+
+    ``channels`` is ``None`` where an operation was not understood; ``placed`` is false where they are no longer in dim 1.
+    """
+
+    layers: tuple[str, ...]
+    channels: Tensor | None
+    placed: bool = True
+
+
+class _Tracer(fx.Tracer):
+    """Takes layers and norms of classes that torch does not know whole, as it takes torch's own."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        plain = next(m.children(), None) is None
+        whole = isinstance(m, _MIXING_MODULES) or _is_norm(m)
+        return (plain and whole) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _is_norm(m: nn.Module) -> bool:
+    return "norm" in type(m).__name__.lower() and not isinstance(m, nn.LocalResponseNorm)
 
 
 def firing_norms(model: nn.Module, gone: Mapping[str, Tensor]) -> list[str]:
     """Warnings about norms that turn pruned output channels into something other than zero.
 
     Args:
-        model: the pruned module.
-        gone: for each pruned layer, by module name, which of its output channels are zero (bool).
+        model: the module; only its structure and its norms' parameters are looked at.
+        gone: for each pruned layer, by each of its module's names, which of its output channels are zero (bool). The
+            names of one layer share one tensor.
 
     Returns:
-        One text for each such norm; one text if the model cannot be traced and holds norms at all.
+        One text for each such norm, and one that lists the layers of which it is not known.
     """
-    if not any(isinstance(m, (_BatchNorm, *_MIXING)) for m in model.modules()):
+    gone = {n: g for n, g in gone.items() if bool(g.any())}
+    model = _bare(model)
+    holds_norms = any(_is_norm(m) and next(m.children(), None) is None for m in model.modules())
+    if not gone:
         return []
     try:
-        graph = fx.symbolic_trace(model).graph
+        graph = _Tracer().trace(model)
     except Exception:  # tracing runs the user's code symbolically: anything can come out of it
-        return [
-            "whether norms after the pruned channels still make them fire is not known, since the model cannot be traced; "
-            "a norm's bias in a pruned channel should be zero too"
-        ]
-    modules = dict(model.named_modules())
-    out = []
+        why = "the model cannot be traced; a norm's bias in a pruned channel should be zero too"
+        return [f"whether norms after the pruned channels make them fire is not known: {why}"] if holds_norms else []
+    walk = _Walk(dict(model.named_modules(remove_duplicate=False)), gone)
     for node in graph.nodes:
-        if node.op == "call_module" and node.target in gone and bool(gone[node.target].any()):
-            for norm in _norms_after(node, modules):
-                out += _fires(str(norm), modules[norm], node.target, gone[node.target])
-    return out
+        walk.visit(node)
+    if holds_norms or any(n.op != "call_module" and n.target in _NORMING for n in graph.nodes):
+        seen = {id(gone[n]) for n in walk.reached}
+        first = {id(g): n for n, g in reversed(gone.items()) if id(g) not in seen}
+        walk.unknown |= dict.fromkeys(sorted(first.values()))
+    return walk.warnings + ([_not_known(list(walk.unknown))] if walk.unknown else [])
 
 
-def _norms_after(node: fx.Node, modules: Mapping[str, nn.Module]) -> Iterator[str]:
-    """Names of norms that get a layer's output, through modules and functions that keep a zero channel zero."""
-    for user in node.users:
-        module = modules.get(str(user.target)) if user.op == "call_module" else None
-        if isinstance(module, (_BatchNorm, *_MIXING)):
-            yield str(user.target)
-        elif isinstance(module, _TRANSPARENT) or (user.op == "call_function" and user.target in _PASSES):
-            yield from _norms_after(user, modules)
+def _bare(model: nn.Module) -> nn.Module:
+    """The model inside its wrappers, which cannot be traced and are no part of a name."""
+    for key, child in model.named_children():
+        if key in WRAPPERS or (isinstance(model, MODULE_WRAPPERS) and key == "module"):
+            return _bare(child)
+    return model
 
 
-def _fires(name: str, norm: nn.Module, layer: str, gone: Tensor) -> list[str]:
-    if isinstance(norm, _BatchNorm):
-        if norm.running_mean is None or norm.num_features != gone.numel():
-            return []
-        assert norm.running_var is not None
-        mean, variance = norm.running_mean.double(), norm.running_var.double()
-        scale = norm.weight.double() if norm.weight is not None else torch.ones_like(mean)
-        shift = norm.bias.double() if norm.bias is not None else torch.zeros_like(mean)
-        after = shift - mean * scale / torch.sqrt(variance + norm.eps)
-        loud = (after != 0) & gone.to(after.device)
-        if not bool(loud.any()):
-            return []
-        return [
-            f"{name!r} ({type(norm).__name__}) makes {int(loud.sum())} of the {int(gone.sum())} pruned channels of {layer!r} "
-            f"fire with up to {float(after[loud].abs().max()):.3g}: set its bias and running mean to zero there, or "
-            f"call recalibrate_batchnorm and set the bias to zero"
-        ]
-    bias = getattr(norm, "bias", None)
-    mixes = not isinstance(norm, nn.RMSNorm) or bias is not None
-    if not mixes:
-        return []
-    return [
-        f"{name!r} ({type(norm).__name__}) normalises across channels, so the {int(gone.sum())} pruned channels of {layer!r} "
-        "come out as something other than zero"
-    ]
+def _not_known(layers: Sequence[str]) -> str:
+    some = ", ".join(repr(n) for n in layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")
+    return (
+        f"whether norms make the pruned channels of {some} fire is not known: the way to a norm is not understood; a "
+        "norm's bias in a pruned channel should be zero too"
+    )
+
+
+class _Walk:
+    """Follows zero channels through a graph, in its order, and gathers what there is to say.
+
+    Attributes:
+        warnings: a text for each norm that fires.
+        unknown: layers of which it is not known, as keys.
+        reached: names of pruned layers that the graph calls.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], gone: Mapping[str, Tensor]) -> None:
+        self.modules, self.gone = modules, gone
+        self.warnings: list[str] = []
+        self.unknown: dict[str, None] = {}
+        self.reached: set[str] = set()
+        self._zero: dict[fx.Node, _Zero] = {}
+        self._constant: set[fx.Node] = set()
+
+    def visit(self, node: fx.Node) -> None:
+        """Works out what is zero in a node's value; its operands come earlier in the graph."""
+        inputs = node.all_input_nodes
+        own = node.op in ("call_function", "call_method") and inputs and self._constant.issuperset(inputs)
+        if node.op == "get_attr" or own:
+            self._constant.add(node)
+        if node.op == "call_module":
+            found = self._module(str(node.target), [self._zero[n] for n in inputs if n in self._zero])
+        else:
+            found = self._operation(node, inputs)
+        if found is not None and (found.channels is None or bool(found.channels.any())):
+            self._zero[node] = found
+
+    def _module(self, name: str, into: list[_Zero]) -> _Zero | None:
+        module = self.modules[name]
+        if name in self.gone and isinstance(module, nn.Linear | _ConvNd):
+            self.reached.add(name)
+            return _Zero((name,), self.gone[name])
+        if not into:
+            return None
+        if _is_norm(module):
+            return self._norm(name, module, into[0])
+        if isinstance(module, _KEEPING_MODULES):
+            return into[0]
+        if isinstance(module, nn.Flatten):
+            return _flat(into[0], module.start_dim == 1 and module.end_dim == -1)
+        if isinstance(module, _ConvNd):
+            return _depthwise(module, into[0])
+        if isinstance(module, _MIXING_MODULES):
+            return None
+        if any(_is_norm(m) for m in module.modules()):
+            self._say_unknown(into[0])
+        return into[0]._replace(channels=None)
+
+    def _operation(self, node: fx.Node, inputs: Sequence[fx.Node]) -> _Zero | None:
+        into = [self._zero[n] for n in inputs if n in self._zero]
+        if not into or node.target in _MIXING:
+            return None
+        first = into[0]
+        if node.target in _NORMING:
+            self._say_unknown(first)
+            return None
+        if node.target in _KEEPING and _operand(node, 0) in self._zero:
+            return first
+        if node.target in _MULTIPLYING:
+            return first
+        if node.target in _ADDING:
+            return self._sum(node, into)
+        if node.target in (torch.flatten, "flatten"):
+            return _flat(first, [*node.args[1:], *node.kwargs.values()] == [1])
+        if node.target in _MOVING:
+            return first._replace(placed=False)
+        return first._replace(channels=None)
+
+    def _sum(self, node: fx.Node, into: list[_Zero]) -> _Zero | None:
+        """Zero where all operands are; a sum with anything else (a residual) is a channel that lives."""
+        operands = [_operand(node, 0), _operand(node, 1)]
+        if any(n in self._constant for n in operands):  # a shift, as a norm written by hand has
+            return into[0]._replace(channels=None)
+        if not all(n in self._zero for n in operands):
+            return None
+        layers = tuple(dict.fromkeys(n for z in into for n in z.layers))
+        both = [z.channels for z in into if z.channels is not None]
+        if len(both) < len(into) or any(c.shape != both[0].shape for c in both):
+            return _Zero(layers, None)
+        return _Zero(layers, torch.stack([c.cpu() for c in both]).all(0), all(z.placed for z in into))
+
+    def _norm(self, name: str, norm: nn.Module, into: _Zero) -> _Zero | None:
+        if isinstance(norm, nn.RMSNorm):
+            return into
+        after = None if into.channels is None else _after(norm, into)
+        if after is None or into.channels is None:
+            self._say_unknown(into)
+            return None
+        layers = " and ".join(repr(n) for n in into.layers)
+        count, what = int(into.channels.sum()), f"{name!r} ({type(norm).__name__})"
+        if after.numel() == 0:
+            self.warnings.append(
+                f"{what} normalises across channels, so the {count} pruned channels of {layers} come out as something other "
+                "than zero"
+            )
+            return None
+        loud = (after != 0) & into.channels.to(after.device)
+        if bool(loud.any()):
+            cure = "its bias to zero there"
+            if getattr(norm, "running_mean", None) is not None:
+                cure = "its bias and running mean to zero there, or call recalibrate_batchnorm and set the bias to zero"
+            self.warnings.append(
+                f"{what} makes {int(loud.sum())} of the {count} pruned channels of {layers} fire with up to "
+                f"{float(after[loud].abs().max()):.3g}: set {cure}"
+            )
+        return into._replace(channels=into.channels & ~loud.to(into.channels.device))
+
+    def _say_unknown(self, zero: _Zero) -> None:
+        self.unknown |= dict.fromkeys(zero.layers)
+
+
+def _operand(node: fx.Node, position: int) -> Any:
+    """The first or second operand of an operation; ``None`` if it is not written that way."""
+    if position < len(node.args):
+        return node.args[position]
+    return node.kwargs.get(("input", "other")[position])
+
+
+def _after(norm: nn.Module, into: _Zero) -> Tensor | None:
+    """What a norm makes of channels of zeros: a value each; none at all if it mixes channels; ``None`` if not known."""
+    assert into.channels is not None
+    channels = into.channels.numel()
+    each = isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels
+    if isinstance(norm, _ACROSS) and not each:
+        return torch.empty(0)
+    own = [getattr(norm, n, None) for n in ("weight", "bias", "running_mean", "running_var")]
+    if not (each or isinstance(norm, _BatchNorm | _InstanceNorm)) or not into.placed:
+        return None
+    if any(t is not None and (is_lazy(t) or t.numel() != channels) for t in own):
+        return None
+    weight, bias, mean, variance = own
+    shift = torch.zeros(channels, dtype=torch.float64) if bias is None else bias.detach().double()
+    if mean is None or variance is None:
+        return shift  # the batch's own statistics: a channel of zeros has mean zero
+    scale = 1.0 if weight is None else weight.detach().double()
+    return shift.to(mean.device) - mean.double() * scale / torch.sqrt(variance.double() + norm.eps)
+
+
+def _flat(zero: _Zero, after_batch: bool) -> _Zero:
+    """Flattened: in place only if a channel is a single feature, which shows at the next norm by the number of them."""
+    return zero if after_batch else zero._replace(placed=False)
+
+
+def _depthwise(conv: _ConvNd, zero: _Zero) -> _Zero | None:
+    """Zero channels through a convolution: they stay zero only if each has filters of its own, without a bias."""
+    if conv.groups == 1 or conv.groups != conv.in_channels or conv.bias is not None:
+        return None
+    if zero.channels is None or zero.channels.numel() != conv.in_channels:
+        return zero._replace(channels=None)
+    return zero._replace(channels=zero.channels.repeat_interleave(conv.out_channels // conv.in_channels))

@@ -30,7 +30,7 @@ from .roles import Owner, owner_of
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Names of the child that a wrapper holds, and that nothing else uses."""
 
-_MODULE_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
+MODULE_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 _AVERAGED_COUNT = "n_averaged"  # a buffer of AveragedModel, the one key of its state_dict without the prefix
 
 
@@ -82,7 +82,7 @@ def _visit(
             tree.tensors.extend(Stored(raw + k, name + k, t) for k, t in _quantized(module))
     if hasattr(type(module), "get_output_embeddings"):
         heads |= _output_heads(module)
-    unwrap = isinstance(module, _MODULE_WRAPPERS)
+    unwrap = isinstance(module, MODULE_WRAPPERS)
     for key, child in module._modules.items():
         if child is not None:
             hidden = key in WRAPPERS or (unwrap and key == "module")
