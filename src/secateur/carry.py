@@ -89,8 +89,12 @@ def carry_out(made: Plan, store: Store, out: Path | None, overwrite: bool, targe
             )
         }
     asked = {r.name: r.asked for r in made.rows}
+    canonical = {n: s.name for s in specs.values() for n in (s.name, *s.aliases)}
+    leaders = {canonical[m.name]: r.name for r in made.chosen for m in r.followers}
     rows = [
-        _written(specs[r.name], measured[r.name], asked[r.name], store, made) if r.name in measured else rest[r.name]
+        _written(specs[r.name], measured[r.name], asked[r.name], store, made)
+        if r.name in measured
+        else _following(rest[r.name], leaders.get(r.name))
         for r in made.rows
     ]
     what = {
@@ -127,6 +131,11 @@ def _channels_gone(made: Plan, row: Row, store: Store) -> Tensor:
 def _row(spec: Spec, **more: object) -> ReportRow:
     dtype = str(spec.dtype).removeprefix("torch.")
     return ReportRow(spec.name, spec.shape, dtype, spec.role, spec.numel, aliases=spec.aliases, **more)  # type: ignore[arg-type]
+
+
+def _following(row: ReportRow, leader: str | None) -> ReportRow:
+    """The row of a tensor that is not chosen: left alone, or gone along with the channels of another."""
+    return row if leader is None else replace(row, skip="goes with its layer's channels", goes_with=leader)
 
 
 def _written(spec: Spec, m: Measured, asked: int | None, store: Store, made: Plan) -> ReportRow:

@@ -74,7 +74,30 @@ def test_a_report_is_a_value() -> None:
     assert r != Report(r.rows, {}, ())
     with pytest.raises(AttributeError):
         r.out = "elsewhere"  # type: ignore[misc]
-    assert "fc1.weight" in repr(r)
+
+
+def test_a_repr_is_a_line() -> None:
+    assert repr(report()) == (
+        "Report(sparsity=0.7, zeros=14, total=20, 2 of 4 tensors, 1 warning; print(report) for the table)"
+    )
+    assert repr(Report((), {}, out="a.safetensors")) == (
+        "Report(sparsity=0, zeros=0, total=0, 0 of 0 tensors, out='a.safetensors'; print(report) for the table)"
+    )
+
+
+def test_biases_that_went_with_their_channels_are_listed() -> None:
+    r = secateur.prune(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), 0.5, include="0", pattern="channel")
+    bias = r["0.bias"]
+    assert (bias.zeros, bias.goes_with, bias.skip) == (2, "0.weight", "goes with its layer's channels")
+    assert (r.zeros, r.total) == (8, 16)  # the bias is no chosen weight
+    lines = str(r).splitlines()
+    assert [line.split()[:5] for line in lines[2:4]] == [
+        ["0.bias", "4", "bias", "2", "4"], ["0.weight", "4x4", "linear", "8", "16"],
+    ]  # fmt: skip
+    assert "went with their layers' channels, beside the chosen weights: a bias (1); left alone: " in str(r)
+    assert "a bias (1), not in the filter (1)" in str(r)
+    assert "<code>0.bias</code>" in r._repr_html_()
+    assert r["2.bias"].goes_with is None
 
 
 def test_text() -> None:
@@ -83,7 +106,7 @@ def test_text() -> None:
         "tensor      shape  role    zero  of  sparsity  smallest |w| left",
         "fc1.weight    2x5  linear     4  10    40.00%               0.25",
         "fc2.weight    2x5  linear    10  10   100.00%            nothing",
-        "14 of 20 chosen weights are zero (70.0000%); 15 of all 22 parameters (68.1818%), 3.14x fewer to store",
+        "14 of 20 chosen weights are zero (70.0000%); 15 of all 22 parameters (68.1818%), 3.14x fewer non-zero parameters",
         "left alone: a bias (1), not a parameter (1)",
         "warning: left with nothing: fc2.weight",
     ]
@@ -116,7 +139,8 @@ def test_json() -> None:
     assert (facts["zeros"], facts["total"], facts["sparsity"]) == (14, 20, 0.7)
     assert facts["rows"][1] == {
         "name": "fc1.weight", "shape": [2, 5], "dtype": "float32", "role": "linear", "numel": 10, "zeros": 4,
-        "threshold": 0.25, "asked": 4, "nonfinite": 0, "aliases": ["tied.weight"], "skip": None, "sparsity": 0.4,
+        "threshold": 0.25, "asked": 4, "nonfinite": 0, "aliases": ["tied.weight"], "skip": None, "goes_with": None,
+        "sparsity": 0.4,
     }  # fmt: skip
     assert facts["warnings"] == ["left with nothing: fc2.weight"]
     for odd in (
@@ -177,7 +201,7 @@ def test_lines_on_their_own() -> None:
     assert asked_line({**asked, "sparsity": None}) == "magnitude, erk, unstructured"
     assert skipped_line([]) == ""
     assert summary(Report((), {})) == (
-        "0 of 0 chosen weights are zero (0.0000%); 0 of all 0 parameters (0.0000%), infx fewer to store"
+        "0 of 0 chosen weights are zero (0.0000%); 0 of all 0 parameters (0.0000%), infx fewer non-zero parameters"
     )
 
 

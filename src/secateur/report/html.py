@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from .report import Report
-from .tables import MOST_ROWS, asked_line, printable, skipped_line, summary
+from .tables import MOST_ROWS, asked_line, left_line, printable, summary
 
 _CELL = "padding:.15em .7em;text-align:right;white-space:nowrap"
 _BAR = "display:inline-block;height:.65em;background:currentColor;opacity:.55;vertical-align:baseline"
@@ -29,11 +29,11 @@ def as_html(report: Report) -> str:
         f'<td style="{_CELL}">{r.sparsity or 0:.2%}</td>'
         f'<td style="{_CELL};text-align:left;width:6em"><span style="{_BAR};width:{5 * (r.sparsity or 0):.2f}em"></span></td>'
         f'<td style="{_CELL}">{"nothing" if r.threshold is None else f"{r.threshold:.4g}"}</td></tr>'
-        for r in report.chosen[:MOST_ROWS]
+        for r in report.shown[:MOST_ROWS]
     )
     asked = f"<p><b>{_safe(asked_line(report.asked))}</b></p>" if report.asked else ""
     notes = "".join(f"<p>warning: {_safe(w)}</p>" for w in report.warnings)
-    skipped = skipped_line([r.skip for r in report.rows if r.skip])
+    skipped = left_line(report)
     return (
         f'<div>{asked}<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
         f"<p>{_safe(summary(report))}</p><p style='opacity:.7'>{_safe(skipped)}</p>{notes}</div>"

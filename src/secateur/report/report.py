@@ -23,7 +23,8 @@ class ReportRow:
         threshold: the smallest ``|w|`` that is not zero, or ``None`` if nothing survives.
         asked: elements that were asked to be zero, where the allocation said so.
         nonfinite: NaN and infinite elements.
-        skip: why the tensor was left alone, or ``None`` if it was chosen.
+        skip: why the tensor was not chosen, or ``None`` if it was.
+        goes_with: the tensor whose pruned channels took some of this one's elements along (a bias), or ``None``.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ReportRow:
     nonfinite: int = 0
     aliases: tuple[str, ...] = ()
     skip: str | None = None
+    goes_with: str | None = None
 
     @property
     def sparsity(self) -> float | None:
@@ -73,6 +75,11 @@ class Report:
     def chosen(self) -> tuple[ReportRow, ...]:
         """The rows of the chosen tensors."""
         return tuple(r for r in self.rows if r.skip is None)
+
+    @property
+    def shown(self) -> tuple[ReportRow, ...]:
+        """The rows of the tensors that were written: the chosen ones, and what went with them."""
+        return tuple(r for r in self.rows if r.skip is None or r.goes_with is not None)
 
     @property
     def total(self) -> int:
@@ -133,6 +140,14 @@ class Report:
             "rows": [{**asdict(r), "sparsity": r.sparsity} for r in self.rows],
         }  # fmt: skip
         return json.dumps(facts, indent=1)
+
+    def __repr__(self) -> str:
+        noted = f", {len(self.warnings)} warning{'s' * (len(self.warnings) > 1)}" if self.warnings else ""
+        written = f", out={self.out!r}" if self.out is not None else ""
+        return (
+            f"Report(sparsity={self.sparsity:.6g}, zeros={self.zeros}, total={self.total}, {len(self.chosen)} of "
+            f"{len(self.rows)} tensors{noted}{written}; print(report) for the table)"
+        )
 
     def __str__(self) -> str:
         from .tables import as_text

@@ -22,12 +22,12 @@ def renderables(report: Report) -> Iterator[RenderableType]:
     """The parts of a report, in order: what was asked, the table, the totals, what was skipped, warnings."""
     if report.asked:
         yield Text(asked_line(report.asked), style="bold")
-    if report.chosen:
+    if report.shown:
         yield _table(
-            [(r.name, r.shape, r.role, r.zeros, r.numel, r.threshold, r.nonfinite) for r in report.chosen], "zero"
+            [(r.name, r.shape, r.role, r.zeros, r.numel, r.threshold, r.nonfinite) for r in report.shown], "zero"
         )
     yield Text(summary(report), style="bold")
-    if skipped := skipped_line([r.skip for r in report.rows if r.skip]):
+    if skipped := left_line(report):
         yield Text(skipped, style="dim")
     for text in report.warnings:
         yield Text(f"warning: {printable(text)}", style="yellow")
@@ -70,8 +70,16 @@ def summary(report: Report) -> str:
     return (
         f"{report.zeros:,} of {report.total:,} chosen weights are zero ({report.sparsity:.4%}); "
         f"{report.model_zeros:,} of all {report.model_total:,} parameters ({report.model_sparsity:.4%}), "
-        f"{report.compression_ratio:.3g}x fewer to store"
+        f"{report.compression_ratio:.3g}x fewer non-zero parameters"
     )
+
+
+def left_line(report: Report) -> str:
+    """Why tensors of a report were left alone; those that went with a layer's channels were not."""
+    followers = sum(r.goes_with is not None for r in report.rows)
+    left = skipped_line([r.skip for r in report.rows if r.skip and r.goes_with is None])
+    gone = f"went with their layers' channels, beside the chosen weights: a bias ({followers})" if followers else ""
+    return "; ".join(text for text in (gone, left) if text)
 
 
 def skipped_line(reasons: Sequence[str]) -> str:
