@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +124,7 @@ def test_plans_on_disk(tmp_path: Path) -> None:
     secateur.save_plan(plan, path)
     with pytest.raises(secateur.OutputExists, match="already there"):
         secateur.save_plan(plan, path)
-    masks = tmp_path / "plan.json.masks.safetensors"
+    (masks,) = tmp_path.glob("plan.json.*.masks.safetensors")
     whole = masks.read_bytes()
     masks.write_bytes(whole[:-3])
     with pytest.raises(BadInput):
@@ -129,6 +132,74 @@ def test_plans_on_disk(tmp_path: Path) -> None:
     masks.unlink()
     with pytest.raises(BadInput, match="carries its masks in a safetensors file beside"):
         secateur.load_plan(path)
+
+
+def test_masks_of_another_plan_are_refused(tmp_path: Path) -> None:
+    weights = [{"fc.weight": torch.randn(8, 8)} for _ in range(2)]
+    for i, w in enumerate(weights):
+        secateur.save_plan(secateur.plan(w, 0.5, criterion=lambda weight: -weight), tmp_path / f"{i}.json")
+    first, second = sorted(tmp_path.glob("*.masks.safetensors"))
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(BadInput, match="does not hold the masks of the plan"):
+        secateur.load_plan(tmp_path / "0.json")
+    changed = json.loads((tmp_path / "1.json").read_text()) | {"masks_sha256": "../../x"}
+    (tmp_path / "1.json").write_text(json.dumps(changed))
+    with pytest.raises(BadInput, match="is no sha256"):
+        secateur.load_plan(tmp_path / "1.json")
+
+
+@pytest.mark.parametrize("new_masks", [True, False])
+def test_an_interrupted_save_leaves_the_old_plan_or_the_new_one(new_masks: bool, tmp_path: Path) -> None:
+    path, w = tmp_path / "plan.json", {"fc.weight": torch.randn(8, 8)}
+    old = secateur.plan(w, 0.25, criterion=lambda weight: -weight)
+    new = secateur.plan(w, 0.75, criterion=(lambda weight: -weight) if new_masks else "magnitude")
+    steps = [
+        (os, "fsync"),
+        (os, "link"),
+        (Path, "write_bytes"),
+        (Path, "write_text"),
+        (Path, "replace"),
+        (Path, "unlink"),
+    ]
+    for n in range(100):
+        secateur.save_plan(old, path, overwrite=True)
+        left = iter([None] * n)
+
+        def wrapped(real: Any, left: Iterator[None] = left) -> Any:
+            def step(*args: Any, **kwargs: Any) -> Any:
+                if next(left, "now") is not None:
+                    raise KeyboardInterrupt
+                return real(*args, **kwargs)
+
+            return step
+
+        with pytest.MonkeyPatch.context() as patch:
+            for owner, name in steps:
+                patch.setattr(owner, name, wrapped(getattr(owner, name)))
+            try:
+                secateur.save_plan(new, path, overwrite=True)
+                done = True
+            except KeyboardInterrupt:
+                done = False
+        found = secateur.load_plan(path)
+        kept = old if found == old else new
+        assert found == kept
+        assert (found.masks is None) == (kept.masks is None)
+        for name, bits in (kept.masks or {}).items():
+            assert torch.equal((found.masks or {})[name], bits)
+        if done:
+            break
+    assert n == (10 if new_masks else 5)  # each of them was the last once
+    assert found == new
+    assert len(list(tmp_path.glob("plan*"))) == 1 + new_masks
+
+
+def test_a_plan_does_not_replace_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / "config.json").write_text("mine")
+    with pytest.raises(BadInput, match="is a folder"):
+        secateur.save_plan(secateur.plan(net(), 0.5), tmp_path / "plan", overwrite=True)
+    assert (tmp_path / "plan" / "config.json").read_text() == "mine"
 
 
 def test_a_plan_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:

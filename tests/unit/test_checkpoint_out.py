@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -185,6 +187,41 @@ def clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name.startswith((".", "out")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
+    source, out = hub_folder(tmp_path / "in"), tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years")
+    with pytest.raises(OutputExists, match=r"does not look like a model \(it holds thesis.txt\)"):
+        secateur.prune(source, 0.5, out=out, overwrite=True)
+    assert tree(out) == {"thesis.txt": b"years"}
+    (out / "thesis.txt").unlink()
+    secateur.prune(source, 0.5, out=out, overwrite=True)  # an empty one holds nothing to lose
+    assert secateur.prune(source, 0.25, out=out, overwrite=True).zeros == secateur.inspect(out).zeros
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_run_left_is_removed_and_what_a_live_one_builds_is_not(kind: str, tmp_path: Path) -> None:
+    source = one_file(tmp_path) if kind == "file" else hub_folder(tmp_path / "in")
+    out = tmp_path / ("out.safetensors" if kind == "file" else "out")
+    done = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    gone, live, here = int(done.stdout), os.getppid(), staging._home()
+    names = {
+        f".{out.name}.partial-{here}-{gone}-01234567": False,
+        f".{out.name}.partial-{here}-{live}-01234567": True,
+        f".{out.name}.partial-{here}-{os.getpid()}-01234567": True,
+        f".{out.name}.partial-00000000-{gone}-01234567": True,  # another machine's, which may be alive there
+        f".{out.name}.partial-{here}-{gone}-01234567.txt": True,
+        f".other{out.name}.partial-{here}-{gone}-01234567": True,
+    }
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("half")
+    secateur.prune(source, 0.5, out=out)
+    assert {name: (tmp_path / name).exists() for name in names} == names
 
 
 def test_what_does_not_read_back_is_not_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,30 +1,39 @@
-"""Plans on disk: a JSON file, and beside it a safetensors file of packed masks where the plan carries them."""
+"""Plans on disk: a JSON file, and beside it a safetensors file of packed masks where the plan carries them.
+
+The file of masks is named after its contents and the JSON says which it is, so that the two belong together at any
+moment: new masks come first, then the JSON in one step, and old masks go last.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 from os import PathLike
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from secateur.core.plan import Plan
 from secateur.errors import BadInput, OutputExists
 
-from .staging import readable_by_all, staged
+from .staging import staged
 
 
 def save_plan(plan: Plan, path: str | PathLike[str], *, overwrite: bool = False) -> None:
-    """Writes a plan as JSON; a plan that carries masks also as ``<path>.masks.safetensors``, one bit a weight.
+    """Writes a plan as JSON; masks it carries go to ``<path>.<hash>.masks.safetensors`` beside it, one bit a weight.
+
+    Interrupted at any moment, the old plan or the new one can be loaded.
 
     Args:
         plan: what `secateur.plan` returned.
         path: the JSON file to be.
-        overwrite: replace what is there.
+        overwrite: replace the plan that is there, and its masks.
 
     Raises:
-        OutputExists: one of the files is there already.
+        OutputExists: something is there already.
         BadInput: the folder does not exist, or has too little room.
 
     Example:
@@ -36,17 +45,29 @@ def save_plan(plan: Plan, path: str | PathLike[str], *, overwrite: bool = False)
         >>> secateur.load_plan(path) == plan
         True
     """
-    for taken in [Path(path), *([_masks_of(path)] if plan.masks is not None else [])]:
-        if os.path.lexists(taken) and not overwrite:
-            raise OutputExists(f"{taken} is already there; choose another path, or say overwrite=True.")
+    file, text = Path(path), plan.to_json()
+    if os.path.lexists(file) and not overwrite:
+        raise OutputExists(f"{file} is already there; choose another path, or say overwrite=True.")
+    beside = None
     if plan.masks is not None:
-        bits = {name: m.contiguous() for name, m in plan.masks.items()}
-        with staged(_masks_of(path), overwrite, sum(b.numel() for b in bits.values())) as stage:
-            save_file(bits, stage)
-            readable_by_all(stage)
-    text = plan.to_json()
-    with staged(Path(path), overwrite, len(text)) as stage:
+        raw = save({name: m.contiguous() for name, m in plan.masks.items()})
+        digest = hashlib.sha256(raw).hexdigest()
+        beside = _masks_of(file, digest)
+        text = json.dumps({**json.loads(text), "masks_sha256": digest}, indent=1)
+        with staged(beside, True, len(raw)) as stage:  # what is there under this name has these contents, or is broken
+            stage.write_bytes(raw)
+    with staged(file, overwrite, len(text)) as stage:
         stage.write_text(text, "utf-8")
+    if overwrite:
+        _remove_others(file, beside)
+
+
+def _remove_others(file: Path, beside: Path | None) -> None:
+    """Removes the masks of plans that were at this path before."""
+    ours = re.compile(rf"{re.escape(file.name)}\.[0-9a-f]{{16}}\.masks\.safetensors")
+    for path in file.parent.iterdir():
+        if ours.fullmatch(path.name) and (beside is None or path.name != beside.name):
+            path.unlink(missing_ok=True)
 
 
 def load_plan(path: str | PathLike[str]) -> Plan:
@@ -75,12 +96,16 @@ def load_plan(path: str | PathLike[str]) -> Plan:
     if not file.is_file():
         raise BadInput(f"there is no plan at {file}.")
     masks = None
-    beside = _masks_of(path)
     try:
-        if beside.exists():
-            with safe_open(beside, framework="pt") as f:
-                masks = {name: f.get_tensor(name) for name in f.keys()}
         text = file.read_text("utf-8")
+        beside = _named_masks(file, text)
+        if beside is not None and beside[0].exists():
+            raw = beside[0].read_bytes()
+            if hashlib.sha256(raw).hexdigest() != beside[1]:
+                raise BadInput(
+                    f"{beside[0].name} does not hold the masks of the plan at {file}: its sha256 is another."
+                )
+            masks = load(raw)
     except (OSError, SafetensorError, UnicodeDecodeError) as e:
         raise BadInput(f"the plan at {file} cannot be read: {e}") from e
     plan = Plan.from_json(text, masks)
@@ -88,9 +113,20 @@ def load_plan(path: str | PathLike[str]) -> Plan:
         return plan
     for row in plan.chosen:
         if row.name not in plan.masks or plan.masks[row.name].shape != ((row.numel + 7) // 8,):
-            raise BadInput(f"{beside.name} does not hold the mask of {row.spec}.")
+            raise BadInput(f"the masks beside {file.name} do not hold the mask of {row.spec}.")
     return plan
 
 
-def _masks_of(path: str | PathLike[str]) -> Path:
-    return Path(f"{Path(path)}.masks.safetensors")
+def _named_masks(file: Path, text: str) -> tuple[Path, str] | None:
+    """The masks that a plan's JSON names, and the sha256 they must have; ``None`` if it names none."""
+    try:
+        digest = json.loads(text)["masks_sha256"]
+    except (KeyError, RecursionError, TypeError, ValueError):
+        return None  # a plan without masks, or no plan, which is said where it is read
+    if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise BadInput(f"the plan at {file} names masks by {digest!r:.80}, which is no sha256.")
+    return _masks_of(file, digest), digest
+
+
+def _masks_of(file: Path, digest: str) -> Path:
+    return file.with_name(f"{file.name}.{digest[:16]}.masks.safetensors")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import re
 import shutil
 import uuid
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from secateur.errors import BadInput, OutputExists
@@ -25,8 +28,10 @@ def staged(out: Path, overwrite: bool, need: int) -> Iterator[Path]:
         overwrite: whether something may be there already.
         need: bytes that will be written.
 
+    Stages that killed runs of this machine left for the same output are removed first.
+
     Raises:
-        OutputExists: something is there and ``overwrite`` is false.
+        OutputExists: something is there and ``overwrite`` is false; or it is a folder of something else than a model.
         BadInput: the parent folder does not exist, or has too little room.
     """
     out = Path.cwd() / out
@@ -34,10 +39,12 @@ def staged(out: Path, overwrite: bool, need: int) -> Iterator[Path]:
         raise OutputExists(f"{out} is already there; choose another path, or say overwrite=True (--overwrite).")
     if not out.parent.is_dir():
         raise BadInput(f"the folder {out.parent} does not exist; make it first.")
+    _refuse_foreign(out)
+    _remove_stale(out)
     free = shutil.disk_usage(out.parent).free
     if free < need + _MARGIN:
         raise BadInput(f"{out.parent} has {free} bytes free, and the result needs {need}.")
-    stage = out.parent / f".{out.name}.partial-{uuid.uuid4().hex[:8]}"
+    stage = out.parent / f".{out.name}.partial-{_home()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
         yield stage
         sync(stage)
@@ -45,6 +52,49 @@ def staged(out: Path, overwrite: bool, need: int) -> Iterator[Path]:
         _sync_one(out.parent)
     finally:
         _remove(stage)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """A folder is replaced whole, with all that is in it: only one that holds a model, or nothing."""
+    if not out.is_dir() or out.is_symlink():
+        return
+    names = sorted(p.name for p in out.iterdir())
+    if names and not any(n == "config.json" or n.endswith((".safetensors", ".index.json")) for n in names):
+        raise OutputExists(
+            f"{out} is a folder that does not look like a model (it holds {', '.join(names[:4])}"
+            f"{', …' if len(names) > 4 else ''}), and all in it would be lost; choose another path, or empty it first."
+        )
+
+
+def _home() -> str:
+    """Where process numbers mean what they mean here: this machine, and this space of processes on it."""
+    try:
+        space = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        space = ""
+    return f"{zlib.crc32(f'{platform.node()} {uuid.getnode()} {space}'.encode()):08x}"
+
+
+def _remove_stale(out: Path) -> None:
+    """Removes stages of processes that are gone. One of another machine cannot be told from a live one, and stays."""
+    ours = re.compile(rf"\.{re.escape(out.name)}\.partial-{_home()}-([1-9]\d{{0,9}})-[0-9a-f]{{8}}")
+    for path in out.parent.iterdir():
+        found = ours.fullmatch(path.name)
+        if found and _is_gone(int(found[1])):
+            with suppress(OSError):  # another run may remove it at the same time
+                _remove(path)
+
+
+def _is_gone(pid: int) -> bool:
+    if os.name != "posix":  # elsewhere, asking with signal 0 would end the process
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def sync(path: Path) -> None:
@@ -67,7 +117,9 @@ def _put_in_place(stage: Path, out: Path, overwrite: bool) -> None:
     if out.exists() or out.is_symlink():
         if not overwrite:
             raise OutputExists(f"{out} appeared while the result was made; it was left as it is.")
-        if stage.is_file() and not out.is_dir():
+        if stage.is_file() and out.is_dir():
+            raise BadInput(f"{out} is a folder, and the result is a file; choose another path.")
+        if stage.is_file():
             stage.replace(out)
         else:
             _exchange(stage, out)
