@@ -323,3 +323,10 @@ def test_bad_tensors_of_a_file(tmp_path: Path) -> None:
     refused(
         BadTensor, r"'b.weight' \(shape \(1, 2\), float32\) holds 1 NaN", source, tmp_path / "o.safetensors", tmp_path
     )
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.safetensors")
+    with pytest.raises(BadInput, match="is not a regular file"):
+        secateur.inspect(tmp_path / "x.safetensors")

@@ -386,3 +386,8 @@ def test_tensors_that_cannot_be_written() -> None:
         bake(made_there)
     with pytest.raises(BadTensor, match="meta"):
         bake(two().to("meta"))
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(BadInput, match="takes an nn.Module; got dict"):
+        bake({})  # type: ignore[arg-type]

@@ -52,6 +52,8 @@ class CheckpointStore:
             raise BadInput(f"{self.path} does not exist.")
         if self.path.is_dir():
             self._folder, self._stored = self.path, read_folder(self.path)
+        elif not self.path.is_file():  # a pipe would be waited for, for ever
+            raise BadInput(f"{self.path} is not a regular file.")
         elif self.path.suffix == SUFFIX:
             self._folder, self._stored = self.path.parent, read_header(self.path)
         else:

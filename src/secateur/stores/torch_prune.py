@@ -91,6 +91,8 @@ def bake(model: nn.Module) -> list[str]:
         >>> list(net.state_dict()), int((net.weight == 0).sum())
         (['weight', 'bias'], 4)
     """
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"from_torch_prune takes an nn.Module; got {type(model).__name__}.")
     found = find(model)
     if not found:
         raise BadInput(
