@@ -389,5 +389,5 @@ def test_tensors_that_cannot_be_written() -> None:
 
 
 def test_what_is_no_module_is_refused() -> None:
-    with pytest.raises(BadInput, match="takes an nn.Module; got dict"):
+    with pytest.raises(BadInput, match=r"takes an nn\.Module; got dict"):
         bake({})  # type: ignore[arg-type]
