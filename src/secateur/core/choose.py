@@ -21,8 +21,8 @@ from . import fast
 from .elements import (
     SCORES,
     Facts,
+    Kept,
     Meter,
-    Scored,
     dead,
     kept_keys,
     kept_scores,
@@ -53,8 +53,8 @@ class Source:
     reduce: Reduce
     criterion: crit.Criterion
     nonfinite: str
-    _scores: dict[str, Scored] = field(default_factory=dict)
-    _keys: dict[str, Scored] = field(default_factory=dict)
+    _scores: dict[str, Kept] = field(default_factory=dict)
+    _keys: dict[str, Kept] = field(default_factory=dict)
 
     def scored(self, spec: Spec, align: Align = "chunk") -> Iterator[tuple[Part, Tensor]]:
         """Flat parts with their scores; a criterion that is not elementwise is called once a tensor in all."""
@@ -66,12 +66,14 @@ class Source:
         """A tensor with the order keys of its scores. They are kept (8 bytes a weight) where the criterion is called once a
         tensor, and where the weights are in memory anyway: scoring again in every pass costs far more than the passes."""
         if spec.name not in self._keys:
-            whole = list(self.parts(spec, "whole"))
-            if crit.is_elementwise(self.criterion) and not (whole and all(p.resident for p in whole)):
+            if crit.is_elementwise(self.criterion) and not self._resident(spec):
                 pieces = partial(score_pieces, spec, self.parts, self.criterion, None, block)
                 return keyed_scores(spec, pieces, self.nonfinite)
-            self._keys[spec.name] = kept_keys(whole, self.criterion, self.nonfinite)
-        return keyed_kept(spec, self._keys[spec.name], block)
+            self._keys[spec.name] = kept_keys(spec, self.parts, self.criterion, self.nonfinite)
+        return keyed_kept(spec, self.parts, self._keys[spec.name], block)
+
+    def _resident(self, spec: Spec) -> bool:
+        return next((p.resident for p in self.parts(spec, "whole")), False)
 
     def facts(self, spec: Spec) -> Facts:
         """Zeros and non-finite values of one tensor; refuses the latter unless the user said what to do with them."""

@@ -93,23 +93,25 @@ def magnitude_keys(pool: torch.dtype, nonfinite: str) -> KeyOf:
     return keys
 
 
-Scored = list[tuple[Part, Tensor]]
+Kept = list[Tensor]
+"""Flat scores or keys of the whole parts of one tensor, in their order. The parts themselves are not kept: a store may have
+read them from a file."""
 
 
-def kept_scores(spec: Spec, parts: Parts, criterion: crit.Criterion) -> Scored:
-    """Whole parts with their flat scores, for a criterion that is called once a tensor."""
-    return [(part, crit.scores(criterion, part).reshape(-1)) for part in parts(spec, "whole")]
+def kept_scores(spec: Spec, parts: Parts, criterion: crit.Criterion) -> Kept:
+    """The scores of a tensor, for a criterion that is called once a tensor."""
+    return [crit.scores(criterion, part).reshape(-1) for part in parts(spec, "whole")]
 
 
 def score_pieces(
-    spec: Spec, parts: Parts, criterion: crit.Criterion, kept: Scored | None, block: int = 1, align: Align = "chunk"
+    spec: Spec, parts: Parts, criterion: crit.Criterion, kept: Kept | None, block: int = 1, align: Align = "chunk"
 ) -> Iterator[tuple[Part, Tensor]]:
     """Flat parts with their scores, in pieces of bounded size: from ``kept``, or by calling an elementwise criterion."""
     if kept is None:
         for chunk in chunks_of(spec, parts, block, align):
             yield chunk, crit.scores(criterion, chunk)
     else:
-        for part, scores in kept:
+        for part, scores in zip(parts(spec, "whole"), kept, strict=True):
             yield from zip(part.chunks(_size(block)), scores.split(_size(block)), strict=True)
 
 
@@ -144,17 +146,17 @@ def keyed_scores(spec: Spec, pieces: Callable[[], Iterator[tuple[Part, Tensor]]]
     return Keyed(spec, chunks)
 
 
-def kept_keys(whole: Sequence[Part], criterion: crit.Criterion, nonfinite: str) -> Scored:
-    """Whole parts with their flat order keys, from one call of the criterion a tensor (or a piece, if elementwise)."""
+def kept_keys(spec: Spec, parts: Parts, criterion: crit.Criterion, nonfinite: str) -> Kept:
+    """The order keys of a tensor, from one call of the criterion a tensor (or a piece, if elementwise)."""
     out = []
-    for part in whole:
+    for part in parts(spec, "whole"):
         pieces = part.chunks(CHUNK) if crit.is_elementwise(criterion) else iter([part])
         keys = [
             k.reshape(-1)
             for piece in pieces
             for k, _ in keyed_scores(part.spec, partial(_scored_once, piece, criterion), nonfinite).chunks()
         ]
-        out.append((part, torch.cat(keys)))
+        out.append(torch.cat(keys))
     return out
 
 
@@ -162,11 +164,11 @@ def _scored_once(part: Part, criterion: crit.Criterion) -> Iterator[tuple[Part, 
     yield part, crit.scores(criterion, part)
 
 
-def keyed_kept(spec: Spec, kept: Scored, block: int) -> Keyed:
+def keyed_kept(spec: Spec, parts: Parts, kept: Kept, block: int) -> Keyed:
     """A tensor with order keys that were kept."""
 
     def chunks() -> Iterator[tuple[Tensor, Part]]:
-        for part, keys in kept:
+        for part, keys in zip(parts(spec, "whole"), kept, strict=True):
             yield from zip(keys.split(_size(block)), part.chunks(_size(block)), strict=True)
 
     return Keyed(spec, chunks)

@@ -69,9 +69,13 @@ def _together(plan: Plan, parts: Parts, reduce: Reduce) -> dict[str, Measured]:
     """Single weights by magnitude of tensors that are in memory anyway, in one go."""
     if reduce is not identity or not _simple(plan) or isinstance(plan.pattern, NM):
         return {}
-    found = [list(parts(row.spec, "whole")) for row in plan.chosen]
-    whole = [(row, p[0]) for row, p in zip(plan.chosen, found, strict=True) if len(p) == 1 and p[0].resident]
-    whole = [(row, p) for row, p in whole if fast.memory(p) is not None]
+    whole = []
+    for row in plan.chosen:
+        part = _resident(row, parts)
+        if part is None:  # a store that reads its tensors: one that was asked for is enough in memory
+            break
+        if part.whole and fast.memory(part) is not None:
+            whole.append((row, part))
     if not whole:
         return {}
     counted = fast.fill_each([p for _, p in whole], [row.cut for row, _ in whole if row.cut is not None])
@@ -80,6 +84,11 @@ def _together(plan: Plan, parts: Parts, reduce: Reduce) -> dict[str, Measured]:
     for _, p in whole:
         torch.autograd.graph.increment_version(p.tensor)
     return {row.name: Measured(*c) for (row, _), c in zip(whole, counted, strict=True)}
+
+
+def _resident(row: Row, parts: Parts) -> Part | None:
+    """The first part of a row's tensor, if it is in memory anyway; nothing of another store is held on to."""
+    return next((part if part.resident else None for part in parts(row.spec, "whole")), None)
 
 
 def _simple(plan: Plan) -> bool:
