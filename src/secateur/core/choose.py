@@ -45,6 +45,10 @@ from .types import Align, Part, Parts, Reduce, Spec
 from .units import UnitScorer, UnitTable, expand, smallest_units, units_gone
 
 
+KEPT = 1 << 22
+"""Weights whose keys are kept between passes where the criterion could be called again: 32 MiB."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where values come from, and what to make of them."""
@@ -63,17 +67,18 @@ class Source:
         return score_pieces(spec, self.parts, self.criterion, self._scores.get(spec.name), 1, align)
 
     def keyed(self, spec: Spec, block: int = 1) -> Keyed:
-        """A tensor with the order keys of its scores. They are kept (8 bytes a weight) where the criterion is called once a
-        tensor, and where the weights are in memory anyway: scoring again in every pass costs far more than the passes."""
+        """A tensor with the order keys of its scores. They are kept, 8 bytes a weight, where the criterion is called once a
+        tensor; of an elementwise one only up to `KEPT` weights in all, beyond which every pass scores again."""
         if spec.name not in self._keys:
-            if crit.is_elementwise(self.criterion) and not self._resident(spec):
+            if crit.is_elementwise(self.criterion) and self._kept + spec.numel > KEPT:
                 pieces = partial(score_pieces, spec, self.parts, self.criterion, None, block)
                 return keyed_scores(spec, pieces, self.nonfinite)
             self._keys[spec.name] = kept_keys(spec, self.parts, self.criterion, self.nonfinite)
         return keyed_kept(spec, self.parts, self._keys[spec.name], block)
 
-    def _resident(self, spec: Spec) -> bool:
-        return next((p.resident for p in self.parts(spec, "whole")), False)
+    @property
+    def _kept(self) -> int:
+        return sum(k.numel() for keys in self._keys.values() for k in keys)
 
     def facts(self, spec: Spec) -> Facts:
         """Zeros and non-finite values of one tensor; refuses the latter unless the user said what to do with them."""

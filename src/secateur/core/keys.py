@@ -16,8 +16,8 @@ from torch import Tensor
 
 from secateur.errors import BadTensor
 
-CHUNK = 1 << 20
-"""Elements looked at in one go by the torch routines; bounds their extra memory to some tens of MiB."""
+CHUNK = 1 << 18
+"""Elements looked at in one go by the torch routines; bounds their extra memory to some ten MiB."""
 
 
 @dataclass(frozen=True)

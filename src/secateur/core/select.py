@@ -18,6 +18,10 @@ from torch import Tensor
 from .types import Part, Reduce, Spec
 
 
+FEW = 1 << 20
+"""Keys that are collected rather than counted: 8 MiB."""
+
+
 @dataclass(frozen=True)
 class Cut:
     """What to prune of one tensor: its zeros, and every element whose ``(key, flat index)`` is below this pair.
@@ -91,10 +95,20 @@ def kth_key(tensors: Sequence[Keyed], count: int, space: Space, reduce: Reduce) 
             bins += _digit_counts(t, shift, width, prefix, space).numpy()
         below = reduce(torch.from_numpy(bins)).numpy().cumsum()
         digit = int(np.searchsorted(below, remaining))
-        remaining -= int(below[digit - 1]) if digit else 0
+        before = int(below[digit - 1]) if digit else 0
+        remaining -= before
         prefix = digit + (space.lowest >> shift) if prefix is None else (prefix << width) | digit
+        # One pass that collects the few keys left, where more than one digit is missing.
+        if shift > 16 and reduce is identity and int(below[digit]) - before <= FEW:
+            return _kth_among(tensors, remaining, prefix, shift)
     assert prefix is not None
     return prefix
+
+
+def _kth_among(tensors: Sequence[Keyed], count: int, prefix: int, shift: int) -> int:
+    """The ``count``-th smallest of the keys with the given higher digits."""
+    few = [keys[(keys >> shift) == prefix].cpu() for t in tensors for keys, _ in t.chunks()]
+    return int(torch.cat(few).kthvalue(count).values)
 
 
 def index_cut(keyed: Keyed, key: int, ties: int, reduce: Reduce) -> int:
