@@ -26,7 +26,7 @@ from secateur.core.allocate import (
     prune_count,
 )
 from secateur.core.types import Spec
-from secateur.errors import BadInput
+from secateur.errors import BadInput, Infeasible
 from secateur.stores.base import matches
 from tests.property import oracles
 
@@ -235,3 +235,29 @@ def test_mappings_and_functions_give_every_count() -> None:
         secateur.plan(w, allocation={"a": 0.5})
     with pytest.raises(BadInput, match="matches none"):
         secateur.plan(w, 0.1, allocation={"d": 0.5})
+
+
+@pytest.mark.filterwarnings("ignore:left with nothing")
+@pytest.mark.parametrize("allocation", ["er", "erk"])
+def test_tensors_without_features_have_a_density_too(allocation: str) -> None:
+    w = {"a.weight": torch.ones(()), "b.weight": torch.ones(3), "c.weight": torch.arange(1.0, 25).view(4, 6)}
+    named = {"include": ["a.weight", "b.weight", "c.weight"], "roles": {"a.weight": "unknown", "b.weight": "unknown"}}
+    alone = secateur.plan({"a.weight": w["a.weight"]}, 0.5, allocation=allocation, include="a.weight")
+    assert alone.prune == 0
+    for asked in range(0, 100, 7):
+        plan = secateur.plan(w, asked / 100, allocation=allocation, **named)  # type: ignore[arg-type]
+        assert plan.prune == round(Fraction(asked, 100) * 28)
+
+
+def test_uniform_plus_that_cannot_be_names_its_own_rules() -> None:
+    conv = torch.nn.Conv2d(3, 8, 3)
+    for model, s in ((torch.nn.Sequential(conv, torch.nn.Linear(8, 8), torch.nn.Linear(8, 10)), 0.95), (conv, 0.5)):
+        with pytest.raises(
+            Infeasible, match=r'rules of "uniform_plus" \(a first convolution stays dense, .* at most 80 %'
+        ):
+            secateur.prune(model, s, allocation="uniform_plus")
+        with pytest.raises(Infeasible) as e:
+            secateur.prune(model, s, allocation="uniform_plus")
+        assert "max_sparsity" not in str(e.value)
+    with pytest.raises(Infeasible, match='"uniform_plus" .* with max_sparsity and min_keep allow only'):
+        secateur.prune(conv, 0.5, allocation="uniform_plus", min_keep=3)

@@ -11,6 +11,9 @@ from secateur.errors import BadInput, Infeasible
 
 from .types import Spec
 
+CAPS = "max_sparsity and min_keep"
+PLUS = 'the rules of "uniform_plus" (a first convolution stays dense, the last layer loses at most 80 %)'
+
 
 def check_sparsity(value: Any, what: str = "sparsity") -> float:
     """Refuses everything that is not a Python number with 0 <= s < 1, and says what to write instead.
@@ -64,14 +67,14 @@ def bounds(spec: Spec, zeros: int, max_sparsity: float | None, min_keep: int) ->
     return Bounds(zeros, max(zeros, min(cap, max(0, n - min_keep))))
 
 
-def refuse_infeasible(specs: Sequence[Spec], limits: Sequence[Bounds], total: int) -> None:
-    """Raises `Infeasible` where all caps together allow less than ``total``."""
+def refuse_infeasible(specs: Sequence[Spec], limits: Sequence[Bounds], total: int, rules: str) -> None:
+    """Raises `Infeasible` where all caps together allow less than ``total``; ``rules`` names what sets the caps."""
     most = sum(b.high for b in limits)
     if total > most:
         n = sum(s.numel for s in specs)
         raise Infeasible(
-            f"{total} of {n} weights are to go, but max_sparsity and min_keep allow only {most} "
-            f"({most / n:.4%} of them). Ask for a lower sparsity, or loosen the caps."
+            f"{total} of {n} weights are to go, but {rules} allow only {most} "
+            f"({most / n:.4%} of them). Ask for a lower sparsity, or {'loosen the caps' if CAPS in rules else 'lift them'}."
         )
 
 
@@ -114,12 +117,12 @@ def kept_dims(spec: Spec, kernel: bool) -> int:
     """The slope of ER (``kernel`` false) and ERK: expected weights kept per unit of epsilon.
 
     ER gives a layer the density ``eps (n_in + n_out) / (n_in n_out)``, ERK ``eps sum(dims) / prod(dims)``; both times the
-    number of elements. Stacked weights (experts) count as so many layers.
+    number of elements. Stacked weights (experts) count as so many layers, and a tensor without dims as one of shape (1,).
     """
     stack = 1
     for d in spec.batch_dims:
         stack *= spec.shape[d]
-    dims = [s for d, s in enumerate(spec.shape) if d not in spec.batch_dims]
+    dims = [s for d, s in enumerate(spec.shape) if d not in spec.batch_dims] or [1]
     features = [spec.shape[d] for d in (spec.out_dim, spec.in_dim) if d is not None]
     if kernel or len(features) < 2:
         return stack * sum(dims)

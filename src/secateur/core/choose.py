@@ -44,7 +44,6 @@ from .select import Cut, Keyed, Space, identity, smallest
 from .types import Align, Part, Parts, Reduce, Spec
 from .units import UnitScorer, UnitTable, expand, smallest_units, units_gone
 
-
 KEPT = 1 << 22
 """Weights whose keys are kept between passes where the criterion could be called again: 32 MiB."""
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .allocate import CAPS
 from .criteria import Criterion, magnitude
 from .patterns import NM, Block, Channel, Pattern, Unstructured
 from .spelling import Allocation
-
-CAPS = "max_sparsity and min_keep"
 
 
 @dataclass(frozen=True)

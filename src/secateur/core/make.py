@@ -12,6 +12,8 @@ import torch
 from secateur.errors import BadInput, NotDefined, NothingChosen
 
 from .allocate import (
+    CAPS,
+    PLUS,
     Bounds,
     bounds,
     check_counts,
@@ -260,6 +262,14 @@ class _Maker:
     def _capped(self) -> bool:
         return self.request.max_sparsity is not None or self.request.min_keep > 0
 
+    def _rules(self) -> str:
+        """What sets the bounds of tensors, for an error to name."""
+        r = self.request
+        rules = [PLUS] if r.allocation == "uniform_plus" else []
+        rules += [CAPS] if self._capped else []
+        rules += ['the weights that nonfinite="keep" keeps'] if self.source.nonfinite == "keep" else []
+        return " with ".join(rules)
+
     def _total(self) -> int:
         assert self.request.sparsity is not None
         return prune_count(sum(s.numel for s in self.specs), self.request.sparsity)
@@ -271,7 +281,7 @@ class _Maker:
         if not self._capped:
             return [None] * len(self.specs), self.selector.take(self.specs, total)
         limits = self._limits()
-        refuse_infeasible(self.specs, limits, total)
+        refuse_infeasible(self.specs, limits, total, self._rules())
         if isinstance(self.selector, Units):
             return [None] * len(self.specs), self.selector.take(self.specs, total)
         high = {s.name: b.high for s, b in zip(self.specs, limits, strict=True)}
@@ -302,7 +312,7 @@ class _Maker:
         if r.allocation == "uniform_plus":
             limits = plus_limits(specs, limits)
         total = max(self._total(), sum(b.low for b in limits))
-        refuse_infeasible(specs, limits, total)
+        refuse_infeasible(specs, limits, total, self._rules())
         if r.allocation == "uniform_plus":
             return level_counts([s.numel for s in specs], limits, total)
         if r.allocation == "lamp":
@@ -317,7 +327,7 @@ class _Maker:
         if all(c <= b.high for c, b in zip(counts, limits, strict=True)):
             return counts
         total = sum(max(c, b.low) for c, b in zip(counts, limits, strict=True))
-        refuse_infeasible(self.specs, limits, total)
+        refuse_infeasible(self.specs, limits, total, self._rules())
         return level_counts([s.numel for s in self.specs], limits, total)
 
     def _mapped(self, table: Mapping[str, float]) -> list[int]:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .types import Part, Reduce, Spec
 
-
 FEW = 1 << 20
 """Keys that are collected rather than counted: 8 MiB."""
 
