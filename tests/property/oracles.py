@@ -136,6 +136,14 @@ def smallest_units(
     return out
 
 
+def held_back(tensors: Mapping[str, Tensor], listed: Units, count: int, reduce: str, high: Mapping[str, int]) -> bool:
+    """Whether caps alone keep units from going: those that may go all do, and the next of the others would fit."""
+    every = smallest_units(tensors, listed, 1 << 62, reduce)
+    may = smallest_units(tensors, listed, 1 << 62, reduce, high)
+    others = [len(listed[i][1]) for i in every if i not in set(may)]
+    return bool(others) and sum(len(listed[i][1]) for i in may) + others[0] <= count
+
+
 def capped(tensors: Mapping[str, Tensor], count: int, high: Mapping[str, int]) -> Masks:
     """Walks all weights in order (zero first, magnitude, name, index), passing over tensors that are full."""
     cells = [

@@ -123,8 +123,8 @@ def test_caps_hold_for_units(pattern: str, data: st.DataObject, asked: int, cap_
     total = round(Fraction(asked, 10) * sum(t.numel() for t in tensors.values()))
     request = Request.of(asked / 10, pattern=pattern, max_sparsity=cap)
     specs = specs_of(tensors, out_dim=0, in_dim=1)
-    if total > sum(high.values()):
-        with pytest.raises(Infeasible):
+    if oracles.held_back(tensors, listed, total, "mean", high):
+        with pytest.raises(Infeasible, match="in whole units max_sparsity and min_keep allow only"):
             make(specs, whole(tensors), request, matches)
         return
     plan = make(specs, whole(tensors), request, matches)
@@ -136,13 +136,26 @@ def test_caps_hold_for_units(pattern: str, data: st.DataObject, asked: int, cap_
     assert all(zeros[n] <= r.prune <= high[n] for n, r in zip(sorted(tensors), plan.rows, strict=True))
 
 
-def test_caps_count_single_zeros_too() -> None:
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_caps_count_single_zeros_too(allocation: str) -> None:
     """A cap is on the tensor's sparsity, so zeros scattered over blocks that survive count against it."""
     g = torch.Generator().manual_seed(0)
     a, b = torch.rand(8, 8, generator=g) + 0.1, torch.rand(8, 8, generator=g) + 2
     a[::2, ::2] = 0
-    report = secateur.prune({"a.weight": a, "b.weight": b}, 0.4, pattern="2x2", max_sparsity={"a": 0.5})
-    assert report.rows[0].sparsity is not None and report.rows[0].sparsity <= 0.5
+    w = {"a.weight": a, "b.weight": b}
+    report = secateur.prune(w, 0.4, pattern="2x2", max_sparsity={"a": 0.4}, allocation=allocation)
+    assert report.rows[0].sparsity is not None and report.rows[0].sparsity <= 0.4
+    whole_units = [int((t.view(4, 2, 4, 2) == 0).all(3).all(1).sum()) * 4 for t in w.values()]
+    assert sum(whole_units) == 48  # of 51 asked
+
+
+def test_caps_that_fall_short_in_whole_units_are_refused() -> None:
+    """18 of 40 weights may go in each, one channel of ten; 36 are asked, three channels."""
+    w = {"a.weight": torch.randn(4, 10), "b.weight": torch.randn(4, 10)}
+    with pytest.raises(Infeasible, match=r"36 of 80 weights are to go, but in whole units .* allow only 20 \(25"):
+        secateur.plan(w, 0.45, pattern="channel", max_sparsity=0.45)
+    assert secateur.plan(w, 0.45, pattern="channel", max_sparsity=0.5).prune == 30
+    assert secateur.plan(w, 0.3, pattern="channel", max_sparsity=0.45).prune == 20
 
 
 @pytest.mark.parametrize("allocation", ["global", "uniform", "er", "erk"])

@@ -259,5 +259,5 @@ def test_uniform_plus_that_cannot_be_names_its_own_rules() -> None:
         with pytest.raises(Infeasible) as e:
             secateur.prune(model, s, allocation="uniform_plus")
         assert "max_sparsity" not in str(e.value)
-    with pytest.raises(Infeasible, match='"uniform_plus" .* with max_sparsity and min_keep allow only'):
+    with pytest.raises(Infeasible, match=r'"uniform_plus" .* with max_sparsity and min_keep allow only'):
         secateur.prune(conv, 0.5, allocation="uniform_plus", min_keep=3)

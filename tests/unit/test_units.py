@@ -82,8 +82,13 @@ def test_nothing_to_take_and_no_tables() -> None:
 def test_units_of_a_tensor_at_its_cap_are_passed_over() -> None:
     tables = [table("a", (3, 3), [1, 2, 3]), table("b", (2, 2), [4, 5])]
     for most, counts in ((0, [0, 2]), (3, [1, 2]), (5, [1, 2]), (6, [2, 2]), (None, [3, 2])):
-        cuts = smallest_units(tables, 13, [most, None])
-        assert [int(units_gone(t, c).sum()) for t, c in zip(tables, cuts, strict=True)] == counts
+        weights = 3 * counts[0] + 2 * counts[1]
+        for count in (weights, weights + 2):
+            cuts = smallest_units(tables, count, [most, None])
+            assert [int(units_gone(t, c).sum()) for t, c in zip(tables, cuts, strict=True)] == counts
+        if most is not None:
+            with pytest.raises(Infeasible, match=f"{weights + 3} of 13 .* in whole units .* allow only {weights} "):
+                smallest_units(tables, weights + 3, [most, None])
 
 
 @pytest.mark.parametrize("reduce", ["mean", "l1", "l2"])

@@ -42,7 +42,7 @@ from .keys import FORMATS, LOWEST
 from .patterns import NM, Block, Channel, Pattern, UnitPattern
 from .select import Cut, Keyed, Space, identity, smallest
 from .types import Align, Part, Parts, Reduce, Spec
-from .units import UnitScorer, UnitTable, expand, smallest_units, units_gone
+from .units import UnitScorer, UnitTable, expand, smallest_units, units_gone, within
 
 KEPT = 1 << 22
 """Weights whose keys are kept between passes where the criterion could be called again: 32 MiB."""
@@ -308,6 +308,12 @@ class Units:
         """How many weights of a tensor lie in units that are wholly zero: those come first, scattered zeros do not."""
         table = self.table(spec)
         return int((table.keys == LOWEST).sum()) * table.grid.unit_size
+
+    def room(self, spec: Spec) -> int:
+        """The largest count that a tensor's cap lets it reach to the unit."""
+        table = self.table(spec)
+        size = table.grid.unit_size
+        return int(within(table, self.most[spec.name]).sum()) * size + max(0, size - 1)
 
     def table(self, spec: Spec) -> UnitTable:
         """The tensor's units and their keys, made once."""

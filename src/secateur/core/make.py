@@ -252,9 +252,11 @@ class _Maker:
             gone, kept = (f.nonfinite, 0) if dropped else (0, f.nonfinite)
             found = bounds(s, f.zeros + gone, cap, max(r.min_keep, kept))
             if isinstance(self.selector, Units):  # only zeros that fill a unit come first
+                low, high = self.selector.dead_weights(s), found.high
                 if self._capped:
-                    self.selector.most[s.name] = found.high
-                found = replace(found, low=self.selector.dead_weights(s))
+                    self.selector.most[s.name] = high
+                    high = max(low, min(high, self.selector.room(s)))
+                found = Bounds(low, high)
             out.append(found)
         return out
 
@@ -281,9 +283,9 @@ class _Maker:
         if not self._capped:
             return [None] * len(self.specs), self.selector.take(self.specs, total)
         limits = self._limits()
-        refuse_infeasible(self.specs, limits, total, self._rules())
-        if isinstance(self.selector, Units):
+        if isinstance(self.selector, Units):  # which refuses by whole units
             return [None] * len(self.specs), self.selector.take(self.specs, total)
+        refuse_infeasible(self.specs, limits, total, self._rules())
         high = {s.name: b.high for s, b in zip(self.specs, limits, strict=True)}
         held: dict[str, Taken] = {}
         while True:

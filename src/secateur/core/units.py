@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.errors import BadTensor
+from secateur.errors import BadTensor, Infeasible
 
 from . import criteria as crit
+from .allocate import CAPS
 from .elements import chunks_of, dead, not_finite
 from .keys import LOWEST, comparable, order_key
 from .patterns import Grid, Reduction, UnitPattern
@@ -162,6 +163,9 @@ def smallest_units(tables: Sequence[UnitTable], count: int, most: Sequence[int |
 
     Units of tensors that are at their cap (``most`` weights zero) are passed over. Units are few beside weights, and every
     worker holds the whole (added) table, so this one sorts.
+
+    Raises:
+        Infeasible: all units that the caps allow go, and ``count`` has room for the next one that they hold back.
     """
     if not tables:
         return []
@@ -169,8 +173,16 @@ def smallest_units(tables: Sequence[UnitTable], count: int, most: Sequence[int |
     sizes = torch.cat([torch.full((t.grid.units,), t.grid.unit_size) for t in tables])
     allowed = torch.cat([within(t, m) for t, m in zip(tables, most, strict=True)])
     order = torch.sort(keys, stable=True).indices
-    order = order[allowed[order]]
-    fits = int((sizes[order].cumsum(0) <= count).sum())
+    held, order = order[~allowed[order]], order[allowed[order]]
+    used = sizes[order].cumsum(0)
+    fits = int((used <= count).sum())
+    most_allowed = int(used[-1]) if used.numel() else 0
+    if held.numel() and fits == order.numel() and most_allowed + int(sizes[held[0]]) <= count:
+        n = int(sizes.sum())
+        raise Infeasible(
+            f"{count} of {n} weights are to go, but in whole units {CAPS} allow only {most_allowed} "
+            f"({most_allowed / n:.4%} of them). Ask for a lower sparsity, or loosen the caps."
+        )
     gone = torch.zeros_like(allowed)
     gone[order[: max(fits, int((keys == LOWEST).sum()))]] = True
     return [_last_of(t, g) for t, g in zip(tables, gone.split([t.grid.units for t in tables]), strict=True)]
