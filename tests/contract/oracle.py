@@ -101,7 +101,7 @@ def unit_scores(
         numbers = torch.arange(units)
         out = wide(criterion_of(criterion)(numbers, name=name, index=numbers))
     else:
-        each = np.where(live & ~kept, s, 0.0)
+        each = np.where(live & ~kept, s, -np.inf if reduce == "max" else 0.0)
         table = np.zeros(units)
         if reduce == "max":
             table[:] = -np.inf
@@ -116,7 +116,7 @@ def unit_scores(
 def units_gone(pattern: Any, criterion: Any, pool: Mapping[str, Tensor], k: int, nonfinite: str = "error",
                reduce: str | None = None) -> dict[str, Bools]:  # fmt: skip
     """Where whole units lie: as many, in order, as together have at most ``k`` weights, and those that are dead."""
-    reduce = reduce or ("mean" if len(pool) > 1 else "l2")
+    reduce = reduce or ("l2" if len(pool) == 1 and criterion_of(criterion) is secateur.magnitude else "mean")
     tables, sizes, ids = {}, {}, {}
     for name, t in pool.items():
         ids[name] = unit_ids(pattern, tuple(t.shape), FEATURES[name])

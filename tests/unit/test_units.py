@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -141,3 +142,35 @@ def test_zero_units_come_first_whatever_the_score() -> None:
 def test_reduce_of_one_worker_is_the_identity() -> None:
     t = torch.arange(3)
     assert identity(t) is t
+
+
+def lowest_largest(weight: torch.Tensor) -> torch.Tensor:
+    """All scores negative: the largest weights go first."""
+    return -weight.abs()
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform", "erk", {"*": 0.5}])
+@pytest.mark.parametrize("pattern", ["channel", "1x2", secateur.Channel("out", "max"), secateur.Channel("out", "mean")])
+def test_higher_is_kept_also_of_negative_scores(pattern: Any, allocation: Any) -> None:
+    w = {"a.weight": torch.tensor([[1.0, 1.0], [5.0, 5.0]])}
+    secateur.prune(w, 0.5, criterion=lowest_largest, pattern=pattern, allocation=allocation)
+    assert w["a.weight"].tolist() == [[1, 1], [0, 0]]
+
+
+def test_a_zero_weight_does_not_keep_its_unit() -> None:
+    w = torch.tensor([[0.0, 5.0], [4.0, 4.0]])
+    secateur.prune(w, 0.5, criterion=lowest_largest, pattern=secateur.Channel("out", "max"))
+    assert w.tolist() == [[0, 0], [4, 4]]
+
+
+@pytest.mark.parametrize("reduce", ["l1", "l2"])
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_norms_of_negative_scores_are_refused(reduce: Any, allocation: str) -> None:
+    w = {"a.weight": torch.ones(2, 2)}
+    with pytest.raises(
+        BadTensor, match=rf"negative scores for 'a\.weight' .*, and {reduce} is a norm.*say reduce=\"mean\""
+    ):
+        secateur.prune(w, 0.5, criterion=lowest_largest, pattern=secateur.Channel("out", reduce), allocation=allocation)
+    assert w["a.weight"].tolist() == [[1, 1], [1, 1]]
+    positive = secateur.prune(w, 0.5, criterion=lambda weight: weight**2, pattern=secateur.Channel("out", reduce))
+    assert positive.zeros == 2

@@ -27,7 +27,7 @@ from .allocate import (
 )
 from .choose import Groups, Selector, Source, Taken, Units, selector_of, settled
 from .combine import Choice, why_refused
-from .criteria import Criterion, describe, is_named
+from .criteria import Criterion, describe, is_named, magnitude
 from .elements import Facts
 from .keys import key_at_least
 from .lamp import Counted, all_finite, count_together, lamp_counts
@@ -88,7 +88,8 @@ class Request:
         if sparsity is None and threshold is None and not isinstance(a, Mapping):
             raise BadInput("say how much to prune: sparsity=0.9 (a fraction), or threshold=1e-3 (a magnitude).")
         if isinstance(p, Block | Channel) and p.reduce is None:
-            p = replace(p, reduce="mean" if a == "global" else "l2")
+            # A norm belongs to magnitudes: squares lose the sign of other scores.
+            p = replace(p, reduce="l2" if a != "global" and c is magnitude else "mean")
         return Request(sparsity, threshold, c, a, p, max_sparsity, min_keep, nonfinite)
 
 

@@ -150,8 +150,10 @@ class Block:
 
     Args:
         shape: block height (outputs) and width (inputs), both >= 1; the tensor's dims must be multiples of them.
-        reduce: how a block's scores become one: ``"mean"``, ``"l1"``, ``"l2"``, ``"max"``; by default ``"mean"`` where
-            blocks of several tensors compete and ``"l2"`` within a tensor.
+        reduce: how a block's scores become one: ``"mean"``, ``"l1"``, ``"l2"``, ``"max"``; by default ``"l2"`` of
+            magnitudes within a tensor, and ``"mean"`` where blocks of several tensors compete and of every other
+            criterion. ``"l1"`` and ``"l2"`` are norms and refused where a score is negative. A zero weight counts as 0
+            in a mean or norm, and not at all in ``"max"``.
 
     Raises:
         BadInput: not two ints >= 1, or an unknown reduction.

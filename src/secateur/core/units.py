@@ -68,11 +68,21 @@ class UnitScorer:
                 )
             yield part, values.masked_fill_(bad, 0.0)
 
+    def _refuse_signs(self, spec: Spec, negative: int, reduction: Reduction) -> None:
+        """A norm of scores with a sign has not their order: the lowest would come out highest."""
+        if int(self.reduce(torch.tensor([negative]))[0]) and reduction in ("l1", "l2"):
+            raise BadTensor(
+                f"the criterion {crit.describe(self.criterion)} returned negative scores for {spec}, and {reduction} is a "
+                f'norm, which loses their sign: say reduce="mean" or "max" in the pattern, or return scores >= 0.'
+            )
+
     def _reduced(self, spec: Spec, grid: Grid, reduction: Reduction) -> tuple[Tensor, Tensor]:
         """(scores, live weights) of every unit."""
-        e = None
+        e, negative = None, 0
         for _, values in self._pieces(spec):
             e = larger(e, exponent(values))
+            negative += int((values < 0).sum()) if self.criterion is not crit.magnitude else 0
+        self._refuse_signs(spec, negative, reduction)
         top = agree(e, self.reduce)
         squared = reduction == "l2"
         bits = 62 - max(0, (grid.unit_size - 1).bit_length())
@@ -82,7 +92,9 @@ class UnitScorer:
             share = times_power(values, -top).cpu()
             if reduction == "max":
                 # Shifted above zero, so that a worker that holds nothing of a unit can say 0 and tables can be added.
-                table[0].scatter_reduce_(0, unit, rounded(share, 60) + (1 << 60), "amax")
+                # So do zeros: they come first, and must not keep a unit whose scores are negative.
+                shifted = (rounded(share, 60) + (1 << 60)).masked_fill_(dead(part, self.nonfinite).cpu(), 0)
+                table[0].scatter_reduce_(0, unit, shifted, "amax")
             else:
                 table[0].index_add_(0, unit, rounded(share * share if squared else share, bits))
             table[1].index_add_(0, unit, (~dead(part, self.nonfinite)).to(torch.int64).cpu())
