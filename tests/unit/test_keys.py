@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import secateur
 from secateur.core.keys import (
     FORMATS,
     LOWEST,
@@ -54,6 +56,23 @@ def test_keys_order_magnitudes(dtype: torch.dtype) -> None:
     assert torch.equal(steps > 0, grows > 0) and bool((steps >= 0).all())
     infinite, nan = keys[torch.isinf(size)], keys[torch.isnan(size)]
     assert not infinite.numel() or not nan.numel() or int(infinite.max()) < int(nan.min())
+
+
+@pytest.fixture
+def flushed() -> Iterator[None]:
+    """Subnormal numbers are taken for zero in float arithmetic and comparisons."""
+    assert torch.set_flush_denormal(True)
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.usefixtures("flushed")
+def test_subnormal_numbers_are_not_zero() -> None:
+    for dtype, bits in ((torch.float32, torch.int32), (torch.float64, torch.int64)):
+        t = torch.tensor([[70000, 0]], dtype=bits).view(dtype)
+        live = secateur.masks({"a.weight": t})["a.weight"]
+        assert live.tolist() == [[True, False]]
+        assert secateur.inspect({"a.weight": t}).zeros == int((~live).sum())
 
 
 @dtypes

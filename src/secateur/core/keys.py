@@ -83,10 +83,12 @@ def magnitude_key(t: Tensor) -> Tensor:
 
 
 def nonzero(t: Tensor) -> Tensor:
-    """``t != 0`` for every supported dtype, NaN counting as nonzero; bool of the same shape."""
-    if t.dtype.itemsize > 1:
+    """``t != 0``, NaN counting as nonzero; bool of the same shape. Floats by their bits: comparing them takes subnormal
+    numbers for zero under ``torch.set_flush_denormal(True)``."""
+    f = FORMATS.get(t.dtype)
+    if f is None:
         return t.detach() != 0
-    return magnitude_key(t) != 0
+    return (bits_of(t) & ((1 << f.bits) - 1 if f.signed_zero else 0xFF)) != 0
 
 
 def key_value(key: int, dtype: torch.dtype) -> float:
