@@ -168,7 +168,11 @@ def plan_of_masks(masks: Mapping[str, Tensor], store: Store) -> Plan:
     Raises:
         PlanMismatch: a name the target does not have, another shape, not bool.
     """
-    if not isinstance(masks, Mapping) or not masks:
+    if isinstance(masks, Mapping) and not masks:
+        raise BadInput(
+            "apply was given an empty dict of masks: give a bool tensor for at least one tensor, by its name."
+        )
+    if not isinstance(masks, Mapping):
         raise BadInput(f"apply takes a Plan or a dict of bool masks, got {type(masks).__name__}: {masks!r:.80}")
     specs = store.specs()
     by_name = {n: s for s in specs for n in (s.name, *s.aliases)}

@@ -61,6 +61,7 @@ REFUSED = [
     (np.array([0.5, 0.6]), "give one number"),
     (torch.tensor(0.5), "write sparsity=0.5"),
     (torch.tensor([0.5, 0.6]), "give one number"),
+    (torch.empty((), device="meta"), "give one number"),
 ]
 
 

@@ -191,3 +191,17 @@ def test_allocation_functions_that_return_nonsense(what: str) -> None:
     function, text = ALLOCATIONS[what]
     refused(BadInput, text, lambda m: secateur.prune(m, 0.5, allocation=function))
     refused(BadInput, text, lambda m: secateur.plan(m, 0.5, allocation=function, pattern="2x2"))
+
+
+class Odd:
+    def __call__(self, rows: Any) -> dict[str, int]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda rows: {}, lambda: {"a": 1}, lambda rows, sparsity, more: {}, lambda *, rows, sparsity: {}, Odd()],
+)
+def test_allocation_functions_that_take_something_else(function: Any) -> None:
+    text = r"an allocation function must take \(rows, sparsity\) and return \{name: count\}; .* does not: "
+    refused(BadInput, text, lambda m: secateur.prune(m, 0.5, allocation=function))

@@ -28,7 +28,7 @@ def test_masks_that_do_not_fit() -> None:
         ({"0.weight": good.tolist()}, PlanMismatch, "got list"),
         ({"0.weight": good.to("meta")}, PlanMismatch, "0.weight.*meta"),
         ({"2.weight": torch.ones(2, 6, dtype=torch.bool), "0.weight": good[:5]}, PlanMismatch, r"got \(5, 4\)"),
-        ({}, BadInput, "apply takes a Plan or a dict of bool masks, got dict"),
+        ({}, BadInput, "an empty dict of masks: give a bool tensor for at least one tensor"),
         (good, BadInput, "got Tensor"),
         (secateur.inspect(net()), BadInput, "got Report"),
         (None, BadInput, "got NoneType"),

@@ -26,7 +26,8 @@ def check_sparsity(value: Any, what: str = "sparsity") -> float:
     """
     module = type(value).__module__.partition(".")[0]
     if module in ("numpy", "torch"):
-        number = value.item() if getattr(value, "size", 1) == 1 or getattr(value, "ndim", 1) == 0 else None
+        single = getattr(value, "size", 1) == 1 or getattr(value, "ndim", 1) == 0
+        number = value.item() if single and not getattr(value, "is_meta", False) else None
         hint = f"write {what}={number!r}" if number is not None else "give one number"
         raise BadInput(f"{what} must be a Python number, got a {module} {type(value).__name__} ({value!r}): {hint}.")
     if isinstance(value, bool) or not isinstance(value, int | float | Fraction):

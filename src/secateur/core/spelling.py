@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -68,12 +69,28 @@ def allocation_of(value: Any) -> Allocation:
         name = _ALIASES.get(value.lower(), value.lower())
         if name in ALLOCATIONS:
             return name
-    elif isinstance(value, Mapping) or callable(value):
+    elif isinstance(value, Mapping):
+        return value
+    elif callable(value):
+        _check_function(value)
         return value  # type: ignore[no-any-return]
     raise BadInput(
         f'allocation must be one of {", ".join(ALLOCATIONS)} (or "local"), a mapping of globs to sparsities, or a '
         f"function (rows, sparsity) -> {{name: count}}; got {value!r}."
     )
+
+
+def _check_function(allocation: Callable[..., Any]) -> None:
+    """Refuses a function that cannot be called as allocations are."""
+    try:
+        inspect.signature(allocation).bind((), 0.5)
+    except ValueError:  # a builtin, which tells no parameters
+        return
+    except TypeError as e:
+        raise BadInput(
+            f"an allocation function must take (rows, sparsity) and return {{name: count}}; "
+            f"{describe_allocation(allocation)} does not: {e}."
+        ) from e
 
 
 def describe_allocation(value: Allocation) -> str:
