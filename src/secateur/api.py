@@ -153,7 +153,12 @@ def plan(
 
 
 def apply(
-    plan_or_masks: Plan | Mapping[str, Tensor], target: Target, *, out: Path | None = None, overwrite: bool = False
+    plan_or_masks: Plan | Mapping[str, Tensor],
+    target: Target,
+    *,
+    roles: Mapping[str, str] | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
 ) -> Report:
     """Carries out a plan, or writes zeros where masks are ``False``.
 
@@ -163,7 +168,7 @@ def apply(
     Args:
         plan_or_masks: a `Plan`; or a dict of bool tensors, ``True`` = keep, by name and of the tensors' shapes.
         target: as for `prune`.
-        out, overwrite: as for `prune`.
+        roles, out, overwrite: as for `prune`.
 
     Returns:
         A `Report` of what was counted while writing.
@@ -180,18 +185,20 @@ def apply(
     """
     with torch.no_grad():
         check_out(target, out, overwrite)
-        store = store_of(target, None)
+        store = store_of(target, roles)
         made = plan_or_masks if isinstance(plan_or_masks, Plan) else plan_of_masks(plan_or_masks, store)
         refuse_other(made, store)
         return carry_out(made, store, out, overwrite, target)
 
 
-def inspect(target: Target, *, include: Globs = None, ignore: Globs = None) -> Report:
+def inspect(
+    target: Target, *, include: Globs = None, ignore: Globs = None, roles: Mapping[str, str] | None = None
+) -> Report:
     """Counts zeros, tensor by tensor, and says which tensors `prune` would choose and why it skips the others.
 
     Args:
         target: as for `prune`; a path needs no ``out``.
-        include, ignore: as for `prune`.
+        include, ignore, roles: as for `prune`.
 
     Returns:
         A `Report`. Nothing is touched.
@@ -210,18 +217,20 @@ def inspect(target: Target, *, include: Globs = None, ignore: Globs = None) -> R
         1.weight norm - a norm or another per-channel scale
     """
     with torch.no_grad():
-        store = store_of(target, None)
+        store = store_of(target, roles)
         specs = store.specs()
         if include is not None or ignore is not None or any(s.skip is None for s in specs):
             specs = choose(specs, include, ignore)
         return Report(count_rows(specs, store), {})
 
 
-def masks(target: Target, *, include: Globs = None, ignore: Globs = None) -> dict[str, Tensor]:
+def masks(
+    target: Target, *, include: Globs = None, ignore: Globs = None, roles: Mapping[str, str] | None = None
+) -> dict[str, Tensor]:
     """``weight != 0`` of every chosen tensor: on a pruned network its masks, on a dense one ``True`` but for natural zeros.
 
     Args:
-        target, include, ignore: as for `prune`; a path needs no ``out``.
+        target, include, ignore, roles: as for `prune`; a path needs no ``out``.
 
     Returns:
         ``{name: bool tensor of the weight's shape}``, ``True`` = keep, fit for `apply`.
@@ -235,7 +244,7 @@ def masks(target: Target, *, include: Globs = None, ignore: Globs = None) -> dic
         {'fc.weight': tensor([[False,  True]])}
     """
     with torch.no_grad():
-        store = store_of(target, None)
+        store = store_of(target, roles)
         chosen = [s for s in choose(store.specs(), include, ignore) if s.skip is None]
         store.check(chosen)
         return {s.name: nonzero(part.tensor) for s in chosen for part in store.parts(s, "whole")}
