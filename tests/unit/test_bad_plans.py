@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import secateur
@@ -110,6 +111,41 @@ def test_plans_that_were_changed_by_hand(key: str, value: Any) -> None:
     with pytest.raises((BadInput, PlanMismatch)):
         secateur.apply(secateur.Plan.from_json(changed(key, value)), model)
     assert state(model) == before
+
+
+ODD = [
+    ("rows/1/cut/key", "abc"), ("rows/1/cut/key", 1e30), ("rows/1/cut/key", 1.5), ("rows/1/cut/key", True),
+    ("rows/1/cut/key", 1 << 63), ("rows/1/cut/index", -1), ("rows/1/cut/index", 0.5), ("rows/1/cut/index", 25),
+    ("rows/1/cut/level", 1), ("pattern", "2:4"), ("pattern", "5x5"), ("criterion", "random(x)"), ("criterion", "l1"),
+    ("criterion", 3), ("rows/1/name", "0.bias"), ("rows/1/name", 1), ("rows/1/aliases", ["2.weight"]),
+    ("rows/1/shape", [6, -4]), ("rows/1/shape", [6, 4.0]), ("rows/1/out_dim", 2), ("rows/1/in_dim", "x"),
+    ("rows/1/batch_dims", [7]), ("rows/1/prune", 25), ("rows/1/prune", -1), ("rows/1/zeros", 0.5), ("rows/1/dtype", "int8"),
+    ("sparsity", "half"), ("threshold", True), ("warnings", [1]), ("rows/1/followers", [3]), ("allocation", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), ODD)
+def test_a_text_that_no_plan_writes_is_refused_when_it_is_read(key: str, value: Any) -> None:
+    secateur.Plan.from_json(secateur.plan(net(), 0.5).to_json())
+    with pytest.raises(BadInput, match="not a plan of secateur"):
+        secateur.Plan.from_json(changed(key, value))
+
+
+@pytest.mark.parametrize("what", ["length", "dtype", "missing", "shape"])
+def test_masks_of_another_kind(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    plan = secateur.plan(net(), 0.5, criterion=lambda weight: -weight)
+    assert plan.masks is not None
+    masks = {n: b.clone() for n, b in plan.masks.items()}
+    bits = masks.pop("0.weight")
+    if what != "missing":
+        masks["0.weight"] = {"length": bits[:-1].clone(), "dtype": bits.float(), "shape": bits[None].clone()}[what]
+    secateur.save_plan(plan, path)
+    save_file(masks, f"{path}.masks.safetensors")
+    with pytest.raises(BadInput, match=r"do not hold that of '0\.weight'"):
+        secateur.load_plan(path)
+    with pytest.raises(BadInput, match=r"do not hold that of '0\.weight'"):
+        secateur.Plan.from_json(plan.to_json(), masks)
 
 
 def test_plans_on_disk(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from secateur.errors import BadInput, PlanMismatch
 from .choose import Source, selector_of
 from .criteria import Criterion, RandomCriterion, magnitude
 from .elements import chunks_of
-from .patterns import Block, Channel, Member, Pattern
+from .keys import FORMATS
+from .patterns import NM, Block, Channel, Member, Pattern
 from .select import Cut, identity
 from .spelling import pattern_of
 from .types import Align, Part, Parts, Reduce, Spec
@@ -148,7 +149,8 @@ class Plan:
         """Reads `to_json` back.
 
         Raises:
-            BadInput: not such a text, of a newer version, or made with masks that are not given.
+            BadInput: not such a text, one that no plan writes, of a newer version, or made with masks that are not given or
+                not those of its rows.
         """
         try:
             head = json.loads(text)
@@ -159,16 +161,13 @@ class Plan:
             pattern = pattern_of(head["pattern"])
             if head["reduce"]:
                 pattern = replace(pattern, reduce=head["reduce"])  # type: ignore[type-var]
-            rows = tuple(_row(r) for r in head["rows"])
-            if any(r.prune is None or (r.cut is None and not head["carries_masks"]) for r in rows if r.skip is None):
-                raise ValueError("a row that is to be pruned has no count or no cut")
-            if head["nonfinite"] not in ("error", "keep", "prune"):
-                raise ValueError(f"nonfinite is {head['nonfinite']!r}")
-            return Plan(
-                rows, head["sparsity"], head["threshold"], head["criterion"],
+            plan = Plan(
+                tuple(_row(r) for r in head["rows"]), head["sparsity"], head["threshold"], head["criterion"],
                 head["allocation"], pattern, head["nonfinite"], tuple(head["warnings"]),
                 masks if head["carries_masks"] else None,
             )  # fmt: skip
+            _check(plan)
+            return plan
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as e:
             if isinstance(e, BadInput):
                 raise
@@ -190,6 +189,65 @@ def _row(d: dict[str, Any]) -> Row:
     d["cut"] = Cut(**d["cut"]) if d["cut"] else None
     d["followers"] = tuple(Member(m["name"]) for m in d["followers"])
     return Row(**d)
+
+
+def _check(plan: Plan) -> None:
+    """Refuses what no plan says: a text may have been changed, and is read before anything is touched.
+
+    Raises:
+        ValueError: what is odd.
+    """
+    if plan.nonfinite not in ("error", "keep", "prune"):
+        raise ValueError(f"nonfinite is {plan.nonfinite!r}")
+    for number in (plan.sparsity, plan.threshold):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
+            raise ValueError(f"{number!r} is no sparsity or threshold")
+    if not all(isinstance(text, str) for text in (plan.criterion, plan.allocation, *plan.warnings)):
+        raise ValueError("criterion, allocation and warnings are texts")
+    if plan.masks is None:
+        named_criterion(plan.criterion)
+    names = [n for r in plan.rows for n in (r.name, *r.aliases)]
+    if not all(isinstance(n, str) for n in names) or len(set(names)) != len(names):
+        raise ValueError("names of rows are texts, and each occurs once")
+    for row in plan.rows:
+        _check_shape(row)
+    for row in plan.chosen:
+        _check_chosen(plan, row)
+
+
+def _is_count(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _check_shape(row: Row) -> None:
+    dims = len(row.shape) - 1
+    named = [d for d in (row.out_dim, row.in_dim, *row.batch_dims) if d is not None]
+    if not all(_is_count(s, 1 << 62) for s in row.shape) or not all(_is_count(d, dims) for d in named):
+        raise ValueError(f"the shape or dims of {row.name!r} are {row.shape}, {named}")
+    counts = [c for c in (row.zeros, row.asked, row.prune) if c is not None]
+    if not all(_is_count(c, row.numel) for c in counts) or not _is_count(row.groups, 1 << 62):
+        raise ValueError(f"the counts of {row.name!r} are {counts}")
+
+
+def _check_chosen(plan: Plan, row: Row) -> None:
+    if row.prune is None or (row.cut is None and plan.masks is None):
+        raise ValueError(f"{row.name!r} is to be pruned, and has no count or no cut")
+    if row.spec.dtype not in FORMATS:
+        raise ValueError(f"{row.dtype!r} cannot be pruned")
+    if why := plan.pattern.why_not(row.spec):
+        raise ValueError(f"{row.name!r} cannot carry the pattern {plan.pattern}: {why}")
+    if plan.masks is not None:
+        bits = plan.masks.get(row.name)
+        if not isinstance(bits, Tensor) or bits.dtype != torch.uint8 or bits.shape != ((row.numel + 7) // 8,):
+            raise ValueError(f"the masks do not hold that of {row.spec}, one bit a weight in uint8")
+    cut = row.cut
+    if cut is None:
+        return
+    most = plan.pattern.of - plan.pattern.keep if isinstance(plan.pattern, NM) else None
+    levelled = cut.level is None if most is None else _is_count(cut.level, most)
+    low = isinstance(cut.key, int) and not isinstance(cut.key, bool) and -(1 << 63) <= cut.key < 1 << 63
+    if not low or not levelled or not _is_count(cut.index, row.numel):
+        raise ValueError(f"{cut} is no cut of {row.name!r} under the pattern {plan.pattern}")
 
 
 def named_criterion(name: str) -> Criterion:
