@@ -174,3 +174,20 @@ def test_norms_of_negative_scores_are_refused(reduce: Any, allocation: str) -> N
     assert w["a.weight"].tolist() == [[1, 1], [1, 1]]
     positive = secateur.prune(w, 0.5, criterion=lambda weight: weight**2, pattern=secateur.Channel("out", reduce))
     assert positive.zeros == 2
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", lambda weight: weight.abs()])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_tied_weight_takes_the_bias_of_each_of_its_layers(criterion: Any, first: bool) -> None:
+    a, b, c = torch.nn.Linear(4, 4, bias=first), torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    b.weight = c.weight = a.weight
+    c.bias = b.bias
+    for p in (*a.parameters(), b.bias):
+        p.data = torch.arange(1.0, p.numel() + 1).view(p.shape)
+    model = torch.nn.Sequential(a, b, c)
+    plan = secateur.plan(model, 0.5, pattern="channel", criterion=criterion)
+    assert [m.name for m in plan.chosen[0].followers] == (["0.bias", "1.bias"] if first else ["1.bias"])
+    secateur.apply(plan, model)
+    for layer in model:
+        assert not layer.weight[:2].any() and bool(layer.weight[2:].all())
+        assert layer.bias is None or layer.bias.tolist() == [0, 0, 3, 4]

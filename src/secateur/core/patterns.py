@@ -202,7 +202,8 @@ class Block:
 class Channel:
     """Whole channels: all weights of one output (or input) feature. An output channel takes its layer's bias along.
 
-    The bias does not count in the sparsity (it is not a chosen weight); the report lists it.
+    A weight tied over several layers takes the bias of each. A bias does not count in the sparsity (it is not a chosen
+    weight); the report lists it.
 
     Args:
         side: ``"out"`` or ``"in"``.
@@ -243,12 +244,12 @@ class Channel:
         return None
 
     def grid(self, spec: Spec) -> Grid:
-        """The channels of one tensor, with the bias that follows them."""
+        """The channels of one tensor, with the biases that follow them."""
         dim = spec.out_dim if self.side == "out" else spec.in_dim
         assert dim is not None
         edges = {d: 1 if d == dim or d in spec.batch_dims else 0 for d in range(len(spec.shape))}
-        bias = spec.bias if self.side == "out" else None
-        return _grid(spec, edges, (Member(bias),) if bias else ())
+        biases = [spec.bias, *spec.more_biases] if self.side == "out" else []
+        return _grid(spec, edges, tuple(Member(b) for b in biases if b))
 
     def __str__(self) -> str:
         return "channel" if self.side == "out" else "channel:in"

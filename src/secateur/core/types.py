@@ -30,6 +30,7 @@ class Spec:
         batch_dims: dims that stack independent weights (experts); the remaining dims are spatial (a kernel).
         groups: of a grouped convolution, else 1.
         bias: name of the bias that belongs to the output channels, if any.
+        more_biases: those of the other layers that a tied weight belongs to.
         aliases: the other names of the same storage, and names with wrappers in them.
         skip: why the tensor is not chosen, or ``None`` if it is.
         named: whether the user asked for it by full name.
@@ -49,6 +50,7 @@ class Spec:
     skip: str | None = None
     named: bool = False
     order: int | None = None
+    more_biases: tuple[str, ...] = ()
 
     @property
     def numel(self) -> int:

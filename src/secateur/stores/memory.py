@@ -212,7 +212,7 @@ def _entry(spec: Spec, tensor: Tensor, sources: Sequence[Held], shapes: Mapping[
         return Entry(spec, tensor, weights[0].how if weights else None, scale)
     role = "buffer" if sources[0].role == "buffer" else "unknown"
     reason = f"belongs to {sources[0].name!r}, which is under {sources[0].how}"
-    bare = replace(spec, role=role, out_dim=None, in_dim=None, batch_dims=(), bias=None, skip=reason)
+    bare = replace(spec, role=role, out_dim=None, in_dim=None, batch_dims=(), bias=None, more_biases=(), skip=reason)
     return Entry(bare, tensor, sources[0].how)
 
 
@@ -257,6 +257,9 @@ def _spec(
     skip = None if single else roles.SKIPPED.get(fit.role)
     if len(group) > 1 and fit.role in roles.TABLES:
         skip = f"tied to {skip}" if leading == first.name else f"tied to {skip}, {leading!r}"
+    # Of a tied weight's other layers, those whose outputs lie along the same dim.
+    alike = [f for f in (fits[s.name] for s in group) if f.bias and (f.role, f.out_dim) == (fit.role, fit.out_dim)]
+    more = dict.fromkeys(firsts[f.bias] for f in alike if f.bias and f.bias != fit.bias)
     t = first.tensor
     if fit.role in ("unknown", "bias") and not single and not t.is_floating_point() and not t.is_complex():
         fit, skip = Fit("buffer"), "integers, not weights"
@@ -273,6 +276,7 @@ def _spec(
         tuple(dict.fromkeys(n for s in group for n in (s.name, s.raw) if n != first.name)),
         skip,
         order=order,
+        more_biases=tuple(n for n in more if not fit.bias or n != firsts[fit.bias]),
     )
 
 
