@@ -284,3 +284,32 @@ def test_names_from_a_file_do_not_steer_the_terminal(command: Run, tmp_path: Pat
     hub.mkdir()
     (hub / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "\x1b[31m.safetensors"}}))
     assert "\x1b" not in command("inspect", hub).err
+
+
+def test_caps_and_roles_for_some_tensors(command: Run, tmp_path: Path) -> None:
+    save_file(
+        {"a": torch.randn(8, 8), "b": torch.randn(8, 8), "fc.weight": torch.randn(8, 8)}, tmp_path / "m.safetensors"
+    )
+    out, src = tmp_path / "o.safetensors", tmp_path / "m.safetensors"
+    done = command(
+        "prune", src, "--sparsity", ".5", "-o", out, "--roles", "[ab]=linear", "--max-sparsity", "a=0", "--max-sparsity", "b=.9",
+        "--json",
+    )  # fmt: skip
+    assert done.code == 0
+    found = load_file(out)
+    assert int((found["a"] == 0).sum()) == 0 and sum(int((t == 0).sum()) for t in found.values()) == 96
+    seen = {r["name"]: r["role"] for r in command("inspect", out, "--roles", "[ab]=linear", "--json").facts["rows"]}
+    assert seen["a"] == seen["b"] == "linear"
+    for wrong, text in (("a", "takes a number, or GLOB=NUMBER"), ("a=b", "'b'"), ("=.5", "GLOB=VALUE")):
+        done = command("prune", src, "--sparsity", ".5", "--dry-run", "--max-sparsity", wrong)
+        assert done.code == 3 and text in done.err
+    done = command("prune", src, "--sparsity", ".5", "--dry-run", "--roles", "a=x", "--roles", "a=y")
+    assert done.code == 3 and "is there twice" in done.err
+
+
+def test_a_seed_for_the_random_control(command: Run, model_file: Path) -> None:
+    def plan(criterion: str) -> dict[str, Any]:
+        return command("prune", model_file, "--sparsity", ".5", "--dry-run", "--json", "--criterion", criterion).facts
+
+    assert plan("random(0)") == plan("random") != plan("random(1)")
+    assert plan("random(1)")["criterion"] == "random(1)"

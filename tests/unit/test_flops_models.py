@@ -302,7 +302,7 @@ def test_caught_errors_do_not_confuse_the_books() -> None:
 
 def test_a_module_that_never_ran_is_named() -> None:
     model = Calls(lambda x, a, b: a(x), used=nn.Linear(4, 4), unused=nn.Conv2d(1, 1, 3))
-    with pytest.raises(BadInput, match=r"1 module .*'unused' \(Conv2d\): never ran"):
+    with pytest.raises(BadInput, match=r"1 module .*'unused' \(Conv2d\): was never called"):
         count_flops(model, torch.zeros(1, 4))
 
 

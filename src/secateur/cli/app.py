@@ -16,6 +16,7 @@ import secateur
 from secateur.errors import OutputExists, SecateurError, SecateurWarning
 from secateur.report.tables import plan_renderables, printable, renderables
 
+from .pairs import caps_of, pairs_of
 from .pickled import loaded, save_over
 from .progress import watched
 
@@ -36,6 +37,10 @@ app = typer.Typer(
 Source = Annotated[Path, typer.Argument(help="A .safetensors file, or a folder with one or with shards and an index.")]
 Include = Annotated[list[str] | None, typer.Option("--include", help="Glob over tensor or module names; repeatable.")]
 Ignore = Annotated[list[str] | None, typer.Option("--ignore", help="Glob over tensor or module names; repeatable.")]
+Roles = Annotated[
+    list[str] | None,
+    typer.Option("--roles", help="GLOB=ROLE, where names do not tell what a tensor is; repeatable."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
 Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read a .bin or .pt file, with torch.load(weights_only=True).")
@@ -51,12 +56,17 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command("inspect", epilog=EXIT_CODES)
 def inspect_command(
-    path: Source, include: Include = None, ignore: Ignore = None, json: AsJson = False, allow_pickle: Pickle = False
+    path: Source,
+    include: Include = None,
+    ignore: Ignore = None,
+    roles: Roles = None,
+    json: AsJson = False,
+    allow_pickle: Pickle = False,
 ) -> None:
     """Count zeros, tensor by tensor, and say which tensors prune would choose and why it skips the others."""
     target = loaded(path, allow_pickle)
     with watched(f"counting zeros in {path.name}"):
-        report = secateur.inspect(target, include=include, ignore=ignore)
+        report = secateur.inspect(target, include=include, ignore=ignore, roles=pairs_of(roles, "--roles") or None)
     _show(report.to_json() if json else list(renderables(report)))
 
 
@@ -68,13 +78,16 @@ def prune_command(
         float | None, typer.Option(help="Fraction of the chosen weights to be zero, 0 <= s < 1.")
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="Instead: weights with |w| below this go.")] = None,
-    criterion: Annotated[str, typer.Option(help="magnitude, or random (the control).")] = "magnitude",
+    criterion: Annotated[str, typer.Option(help="magnitude; or the control: random, or random(SEED).")] = "magnitude",
     allocation: Annotated[str, typer.Option(help="global, uniform, uniform_plus, er, erk or lamp.")] = "global",
     pattern: Annotated[str, typer.Option(help='unstructured, "2:4", "4x4", channel or channel:in.')] = "unstructured",
     include: Include = None,
     ignore: Ignore = None,
-    max_sparsity: Annotated[float | None, typer.Option(help="Cap on every tensor's sparsity.")] = None,
+    max_sparsity: Annotated[
+        list[str] | None, typer.Option(help="Cap on every tensor's sparsity, or GLOB=CAP for some; repeatable.")
+    ] = None,
     min_keep: Annotated[int, typer.Option(help="Number of weights every tensor keeps at least.")] = 0,
+    roles: Roles = None,
     nonfinite: Annotated[str, typer.Option(help="NaN and Inf: error, keep or prune.")] = "error",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
@@ -84,7 +97,8 @@ def prune_command(
     """Prune a checkpoint to another path; config, tokenizer and index are carried over."""
     wanted: dict[str, Any] = {
         "threshold": threshold, "criterion": criterion, "allocation": allocation, "pattern": pattern,
-        "include": include, "ignore": ignore, "max_sparsity": max_sparsity, "min_keep": min_keep, "nonfinite": nonfinite,
+        "include": include, "ignore": ignore, "max_sparsity": caps_of(max_sparsity), "min_keep": min_keep,
+        "nonfinite": nonfinite, "roles": pairs_of(roles, "--roles") or None,
     }  # fmt: skip
     if out is None and not dry_run:
         raise typer.BadParameter("say where the result goes with -o, or ask for the plan alone with --dry-run.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -58,4 +59,4 @@ def save_over(tensors: Mapping[str, Tensor], out: Path, overwrite: bool, prune: 
         report = prune()
         save_file({n: t.detach().contiguous().clone() for n, t in tensors.items()}, stage, metadata={"format": "pt"})
         readable_by_all(stage)
-    return report
+    return replace(report, out=str(out))

@@ -76,7 +76,6 @@ class RandomCriterion:
 
     seed: int
     elementwise: bool = True
-    unit_reduce: str = "first"
 
     def __call__(self, weight: Tensor, *, name: str, index: Tensor) -> Tensor:
         digest = hashlib.sha256(f"{self.seed}\0{name}".encode()).digest()

@@ -41,7 +41,7 @@ def pattern_of(value: Any) -> Pattern:
 
 
 def criterion_of(value: Any) -> Criterion:
-    """A criterion from ``"magnitude"``, ``"random"`` (seed 0), or a function.
+    """A criterion from ``"magnitude"``, ``"random"`` (seed 0), ``"random(3)"``, or a function.
 
     >>> criterion_of("magnitude").__name__
     'magnitude'
@@ -51,8 +51,10 @@ def criterion_of(value: Any) -> Criterion:
             return magnitude
         if value == "random":
             return random(0)
+        if m := re.fullmatch(r"random\((\d{1,18})\)", value):
+            return random(int(m[1]))
         raise BadInput(
-            f'criterion must be "magnitude", "random", secateur.random(seed), or a function '
+            f'criterion must be "magnitude", "random", "random(SEED)", secateur.random(seed), or a function '
             f"(weight, *, name, index) -> score where higher is kept; got {value!r}."
         )
     check_signature(value)

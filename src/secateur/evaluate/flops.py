@@ -186,6 +186,9 @@ def _uncompiled() -> Iterator[None]:
         yield
 
 
+NEVER = "was never called, and no operator that is counted used its weight"
+
+
 def _refuse_uncounted(model: nn.Module, uncounted: set[str], entered: set[str]) -> None:
     """Raises if there are prunable weights that multiplied nothing that was counted."""
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -193,7 +196,7 @@ def _refuse_uncounted(model: nn.Module, uncounted: set[str], entered: set[str]) 
     for name in sorted(uncounted):
         path = owner(name)
         where = f"{path!r}" if path else "the model itself"
-        why = "ran, but by an operator that is not counted" if path in entered else "never ran"
+        why = "ran, but by an operator that is not counted" if path in entered else NEVER
         reasons[path] = f"{where} ({type(modules[path]).__name__}): {why}"
     if reasons:
         raise BadInput(

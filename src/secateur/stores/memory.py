@@ -72,11 +72,6 @@ class MemoryStore:
         """Every parameter whose values can be counted, chosen or not: floating point and in memory."""
         return [e.spec for e in self._entries if _countable(e)]
 
-    @property
-    def total_parameters(self) -> int:
-        """Number of elements of all parameters, tied ones counted once."""
-        return sum(e.spec.numel for e in self._entries if _is_parameter(e))
-
     def parts(self, spec: Spec, align: Align) -> Iterable[Part]:
         """One part: the whole tensor, detached, in the target's memory and with its strides. Nothing is cut.
 
