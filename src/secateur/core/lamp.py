@@ -25,7 +25,7 @@ from . import fast
 from .allocate import Bounds
 from .elements import chunks_of
 from .keys import FORMATS, key_value, magnitude_key
-from .ranges import Floats, Ranges, ends_of, integers, squares
+from .ranges import Floats, Ranges, ends_of, integers, known, squares
 from .select import identity
 from .types import Parts, Reduce, Spec
 from .units import agree, exponent, larger
@@ -148,8 +148,15 @@ def count_together(specs: Sequence[Spec], parts: Parts) -> dict[str, Counted]:
         bins = fast.bins(some, parts, _shift(some[0].dtype))
         if bins is None:
             return {}
-        found.update((s.name, Counted(*b)) for s, b in zip(some, bins, strict=True))
+        found.update((s.name, _compact(s, *b)) for s, b in zip(some, bins, strict=True))
     return found
+
+
+def _compact(spec: Spec, zeros: int, bins: Ints, counts: Ints) -> Counted:
+    """In 32 bits where they hold, since there are thousands of bins a tensor: a key of 31 bits, and a count below 2**31."""
+    if FORMATS[spec.dtype].bits > 31 or spec.numel >> 31:
+        return Counted(zeros, bins, counts)
+    return Counted(zeros, bins.astype(np.int32), counts.astype(np.int32))
 
 
 def all_finite(spec: Spec, counted: Counted) -> bool:
@@ -203,18 +210,22 @@ def ranges_of(specs: Sequence[Spec], counted: Sequence[Counted]) -> Ranges:
     starts = ends_of(np.array([len(c.bins) for c in counted], np.int64))
     counts = np.concatenate([c.counts for c in counted])
     first = np.concatenate([c.bins for c in counted]) << shift
-    last = first | ((1 << shift) - 1)
+    last = first | ((1 << shift) - 1) if shift else first
     zeros = np.array([c.zeros for c in counted], np.int64)
     holed = starts[:-1][zeros > 0]  # zeros are in the first bin, with the smallest subnormals where a bin is wider
-    counts[holed] -= zeros[zeros > 0]
+    counts[holed] -= zeros[zeros > 0].astype(counts.dtype)
+    live = counts > 0
     first[holed] = np.minimum(1, last[holed])
     owner = np.repeat(np.arange(len(specs)), np.diff(starts))
-    edges = (first, first) if not shift else (first, last)
-    sums = np.stack([counts * integers(squares(dtype, keys, exponents, owner), bits, owner) for keys in edges])
+
+    def sums(keys: Ints) -> Ints:
+        return counts * integers(squares(dtype, keys, exponents, owner), bits, owner)
+
+    bounds = np.stack([sums(first), sums(last)]) if shift else known(sums(first))
     everything = Ranges(
-        specs, exponents, bits, starts, first, last, counts, sums, zeros, np.zeros((2, len(specs)), np.int64)
+        specs, exponents, bits, starts, first, last, counts, bounds, zeros, np.zeros((2, len(specs)), np.int64)
     )
-    return everything if counts.all() else everything.only(counts > 0)
+    return everything if live.all() else everything.only(live)
 
 
 def refined(ranges: Ranges, parts: Parts, reduce: Reduce) -> Ranges:
@@ -225,12 +236,7 @@ def refined(ranges: Ranges, parts: Parts, reduce: Reduce) -> Ranges:
     first, last, counts, sums = (np.concatenate(column) for column in list(zip(*pieces, strict=True))[:4])
     above = np.array([p[4] for p in pieces], np.int64)
     starts = ends_of(np.array([len(p[0]) for p in pieces], np.int64))
-    return replace(ranges, starts=starts, first=first, last=last, counts=counts, sums=_known(sums), above=_known(above))
-
-
-def _known(sums: Ints) -> Ints:
-    """Sums as both bounds of themselves."""
-    return np.broadcast_to(sums, (2, *sums.shape))
+    return replace(ranges, starts=starts, first=first, last=last, counts=counts, sums=known(sums), above=known(above))
 
 
 def _keys_in(ranges: Ranges, parts: Parts) -> Ranges | None:
@@ -248,7 +254,7 @@ def _keys_in(ranges: Ranges, parts: Parts) -> Ranges | None:
     owner = np.repeat(np.arange(len(found)), np.diff(starts))
     q = integers(squares(ranges.specs[0].dtype, keys, ranges.exponents, owner), ranges.bits, owner)
     return replace(
-        ranges, starts=starts, first=keys, last=keys, counts=counts, sums=_known(counts * q), above=_known(above)
+        ranges, starts=starts, first=keys, last=keys, counts=counts, sums=known(counts * q), above=known(above)
     )
 
 

@@ -121,6 +121,11 @@ def ends_of(values: Ints) -> Ints:
     return ends
 
 
+def known(sums: Ints) -> Ints:
+    """Sums as both bounds of themselves."""
+    return np.broadcast_to(sums, (2, *sums.shape))
+
+
 def squares(dtype: torch.dtype, keys: Ints, exponents: Ints, owner: Ints) -> Floats:
     """``(|w| * 2**-e)**2`` of the magnitudes that keys stand for, e that of each one's tensor; at most 1: those of keys that do
     not occur are cut off."""
