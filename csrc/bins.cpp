@@ -14,13 +14,16 @@ namespace {
 constexpr uint64_t piece = 1 << 16;  // elements looked at while they are in the cache
 constexpr uint64_t slack = 16;       // elements a kernel may write past the last key it collects
 
-// work(i, memory of the thread) for every array.
+// work(i, memory of the thread) for every array, the largest first, so that no thread is left with one at the end.
 template <class Memory, class F>
-void for_each(size_t n, F work) {
+void for_each(const std::vector<Array>& arrays, F work) {
+    std::vector<size_t> order(arrays.size());
+    for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+    std::stable_sort(order.begin(), order.end(), [&](size_t x, size_t y) { return arrays[x].n > arrays[y].n; });
     std::atomic<size_t> next{0};
-    run(static_cast<unsigned>(std::clamp<uint64_t>(n, 1, pool_size())), [&](unsigned) {
+    run(static_cast<unsigned>(std::clamp<uint64_t>(order.size(), 1, pool_size())), [&](unsigned) {
         Memory memory;
-        for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) work(i, memory);
+        for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < order.size();) work(order[i], memory);
     });
 }
 
@@ -118,7 +121,7 @@ std::vector<Bins> bins_of_each(const Kernels& kernels, const std::vector<Array>&
     for (const Array& a : arrays) {
         if (shift < 0 || shift >= 8 * a.width) throw std::invalid_argument("the shift must lie within an element");
     }
-    for_each<std::vector<uint32_t>>(arrays.size(), [&](size_t i, std::vector<uint32_t>& counts) {
+    for_each<std::vector<uint32_t>>(arrays, [&](size_t i, std::vector<uint32_t>& counts) {
         bins_of(of_width(kernels, arrays[i].width), arrays[i], shift, counts, results[i]);
     });
     return results;
@@ -130,7 +133,7 @@ std::vector<Keys> keys_of_each(const Kernels& kernels, const std::vector<Array>&
         if (!of_width(kernels, arrays[i].width).squares) throw std::invalid_argument("squares are added up of float32 alone");
         if (windows[i].low > windows[i].high) throw std::invalid_argument("a window must not be empty");
     }
-    for_each<Collected>(arrays.size(), [&](size_t i, Collected& memory) {
+    for_each<Collected>(arrays, [&](size_t i, Collected& memory) {
         keys_of(of_width(kernels, arrays[i].width), arrays[i], windows[i], memory, results[i]);
     });
     return results;

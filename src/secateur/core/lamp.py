@@ -216,10 +216,10 @@ def ranges_of(specs: Sequence[Spec], counted: Sequence[Counted]) -> Ranges:
     counts[holed] -= zeros[zeros > 0].astype(counts.dtype)
     live = counts > 0
     first[holed] = np.minimum(1, last[holed])
-    owner = np.repeat(np.arange(len(specs)), np.diff(starts))
+    sizes = np.diff(starts)
 
     def sums(keys: Ints) -> Ints:
-        return counts * integers(squares(dtype, keys, exponents, owner), bits, owner)
+        return counts * integers(squares(dtype, keys, exponents, sizes), bits, sizes)
 
     bounds = np.stack([sums(first), sums(last)]) if shift else known(sums(first))
     everything = Ranges(
@@ -251,8 +251,8 @@ def _keys_in(ranges: Ranges, parts: Parts) -> Ranges | None:
         return None
     keys, counts = (np.concatenate([f[i] for f in found]) for i in (0, 1))
     starts, above = ends_of(np.array([len(f[0]) for f in found], np.int64)), np.array([f[2] for f in found], np.int64)
-    owner = np.repeat(np.arange(len(found)), np.diff(starts))
-    q = integers(squares(ranges.specs[0].dtype, keys, ranges.exponents, owner), ranges.bits, owner)
+    sizes = np.diff(starts)
+    q = integers(squares(ranges.specs[0].dtype, keys, ranges.exponents, sizes), ranges.bits, sizes)
     return replace(
         ranges, starts=starts, first=keys, last=keys, counts=counts, sums=known(counts * q), above=known(above)
     )
@@ -284,8 +284,9 @@ def _closer(ranges: Ranges, t: int, parts: Parts, reduce: Reduce) -> tuple[Ints,
 
 def _scaled(ranges: Ranges, t: int, keys: Ints) -> Ints:
     """The scaled squares of keys of one tensor."""
-    owner = np.full(keys.shape, t)
-    return integers(squares(ranges.specs[t].dtype, keys, ranges.exponents, owner), ranges.bits, owner)
+    sizes = np.full(1, len(keys))
+    exponents, bits = ranges.exponents[t : t + 1], ranges.bits[t : t + 1]
+    return integers(squares(ranges.specs[t].dtype, keys, exponents, sizes), bits, sizes)
 
 
 def _digits(at: Ints, q: Ints, nbins: int, reduce: Reduce) -> tuple[Ints, Ints, Ints]:

@@ -39,9 +39,9 @@ class Ranges:
     above: Ints
 
     @property
-    def owner(self) -> Ints:
-        """Which tensor each range belongs to."""
-        return np.repeat(np.arange(len(self.specs)), np.diff(self.starts))
+    def sizes(self) -> Ints:
+        """How many ranges each tensor has."""
+        return np.diff(self.starts)
 
     @property
     def exact(self) -> bool:
@@ -55,9 +55,10 @@ class Ranges:
 
     def scores(self) -> tuple[Floats, Floats]:
         """(lowest, highest) score that a weight of each range can have; equal where all is known."""
-        owner, ends, unit = self.owner, ends_of(self.sums), np.ldexp(1.0, self.bits)[self.owner]
-        at_least = ends[:, self.starts[1:]][:, owner] - ends[:, :-1] + self.above[:, owner]
-        low = squares(self.specs[0].dtype, self.first, self.exponents, owner)
+        sizes, ends = self.sizes, ends_of(self.sums)
+        unit = np.repeat(np.ldexp(1.0, self.bits), sizes)
+        at_least = np.repeat(ends[:, self.starts[1:]] + self.above, sizes, axis=1) - ends[:, :-1]
+        low = squares(self.specs[0].dtype, self.first, self.exponents, sizes)
         smallest = np.rint(low * unit)
         top = low * unit
         whole = np.flatnonzero(
@@ -71,7 +72,7 @@ class Ranges:
             lowest: Floats = np.where(low == 0.0, 0.0, top / at_least[1])
             if self.exact:
                 return lowest, lowest
-            high = np.where(single, top, squares(self.specs[0].dtype, self.last, self.exponents, owner) * unit)
+            high = np.where(single, top, squares(self.specs[0].dtype, self.last, self.exponents, sizes) * unit)
             others = np.where(single, at_least[0], at_least[0] - self.sums[0] + smallest.astype(np.int64))
             highest = np.where(high == 0.0, 0.0, high / others)
         highest[largest] = np.inf  # the largest weight's score is 1 whatever rounding says
@@ -79,11 +80,11 @@ class Ranges:
 
     def within(self, low: Ints, high: Ints) -> tuple[Ints, Ints]:
         """Within the tensors' bounds: how many weights go before the first range, and how many more with each range."""
-        ends, owner = ends_of(self.counts), self.owner
-        offset = self.below - ends[self.starts[:-1]]
+        ends, sizes = ends_of(self.counts), self.sizes
+        offset, least, most = (np.repeat(x, sizes) for x in (self.below - ends[self.starts[:-1]], low, high))
 
         def bounded(counts: Ints) -> Ints:
-            clipped: Ints = np.clip(counts + offset[owner], low[owner], high[owner])
+            clipped: Ints = np.clip(counts + offset, least, most)
             return clipped
 
         return np.clip(self.below, low, high), bounded(ends[1:]) - bounded(ends[:-1])
@@ -126,7 +127,7 @@ def known(sums: Ints) -> Ints:
     return np.broadcast_to(sums, (2, *sums.shape))
 
 
-def squares(dtype: torch.dtype, keys: Ints, exponents: Ints, owner: Ints) -> Floats:
+def squares(dtype: torch.dtype, keys: Ints, exponents: Ints, sizes: Ints) -> Floats:
     """``(|w| * 2**-e)**2`` of the magnitudes that keys stand for, e that of each one's tensor; at most 1: those of keys that do
     not occur are cut off."""
     f = FORMATS[dtype]
@@ -134,14 +135,14 @@ def squares(dtype: torch.dtype, keys: Ints, exponents: Ints, owner: Ints) -> Flo
     values = finite.to(f.view).view(dtype).to(torch.float64).numpy()
     if dtype == torch.float64:  # in two steps, so that the factor itself never overflows
         half = -exponents // 2
-        values = values * np.ldexp(1.0, half)[owner]
+        values = values * np.repeat(np.ldexp(1.0, half), sizes)
         exponents = exponents + half
-    values = values * np.ldexp(1.0, -exponents)[owner]
+    values = values * np.repeat(np.ldexp(1.0, -exponents), sizes)
     squared: Floats = np.minimum(values * values, 1.0)
     return squared
 
 
-def integers(values: Floats, bits: Ints, owner: Ints) -> Ints:
+def integers(values: Floats, bits: Ints, sizes: Ints) -> Ints:
     """``values``, at most 1, in each one's tensor's ``bits`` bits, rounded half to even."""
-    found: Ints = np.rint(values * np.ldexp(1.0, bits)[owner]).astype(np.int64)
+    found: Ints = np.rint(values * np.repeat(np.ldexp(1.0, bits), sizes)).astype(np.int64)
     return found
