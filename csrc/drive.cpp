@@ -239,6 +239,18 @@ int64_t tie_index(const Kernels& kernels, const Array& a, uint64_t key, uint64_t
     return -1;
 }
 
+void keep(const Kernels& kernels, const Array& a, const uint8_t* bits) {
+    const WidthKernels& k = of_width(kernels, a.width);
+    over({a.n, uint64_t(a.width)},
+         [&](uint64_t begin, uint64_t end, unsigned, Tally*) { k.keep(at(a, begin), end - begin, bits + begin / 8); });
+}
+
+void live(const Kernels& kernels, const Array& a, uint8_t* bits) {
+    const WidthKernels& k = of_width(kernels, a.width);
+    over({a.n, uint64_t(a.width)},
+         [&](uint64_t begin, uint64_t end, unsigned, Tally*) { k.live(at(a, begin), end - begin, bits + begin / 8); });
+}
+
 Tally prune_groups(const Kernels& kernels, const Array& a, const Groups& groups) {
     const WidthKernels& k = of_width(kernels, a.width);
     if (groups.of == 0 || groups.inner == 0 || groups.prune >= groups.of) {

@@ -58,6 +58,10 @@ int64_t tie_index(const Kernels& kernels, const Array& a, uint64_t key, uint64_t
 // The same among elements begin … end-1, which hold at least r of them, in the caller's thread.
 uint64_t tie_index_within(const WidthKernels& k, const Array& a, uint64_t key, uint64_t r, uint64_t begin, uint64_t end);
 
+// Writes +0.0 where the bit of an element, the lowest first, is clear; and sets the bits of those that are not zero.
+void keep(const Kernels& kernels, const Array& a, const uint8_t* bits);
+void live(const Kernels& kernels, const Array& a, uint8_t* bits);
+
 // a.data as (blocks, of, inner): prunes the `prune` lowest of each group, and zeros; or only counts them.
 Tally prune_groups(const Kernels& kernels, const Array& a, const Groups& groups);
 

@@ -58,6 +58,16 @@ int64_t py_tie_index(uintptr_t ptr, uint64_t n, int width, uint64_t key, uint64_
     return released([&] { return tie_index(kernels(), array(ptr, n, width), key, r); });
 }
 
+uint8_t* bytes_at(uintptr_t ptr) { return reinterpret_cast<uint8_t*>(ptr); }
+
+void py_keep(uintptr_t ptr, uint64_t n, int width, uintptr_t bits_ptr) {
+    released([&] { keep(kernels(), array(ptr, n, width), bytes_at(bits_ptr)); });
+}
+
+void py_live(uintptr_t ptr, uint64_t n, int width, uintptr_t bits_ptr) {
+    released([&] { live(kernels(), array(ptr, n, width), bytes_at(bits_ptr)); });
+}
+
 nb::tuple py_nm(uintptr_t ptr, uint64_t outer, uint64_t groups, uint64_t of, uint64_t inner, uint64_t prune, int width,
                 bool write) {
     const Tally t = released([&] {
@@ -155,5 +165,7 @@ NB_MODULE(_native, m) {
     m.def("keys_of_each", &py_keys_of_each, "ptrs"_a, "sizes"_a, "widths"_a, "lows"_a, "highs"_a,
           "scale_exps"_a);
     m.def("tie_index", &py_tie_index, "ptr"_a, "n"_a, "width"_a, "key"_a, "r"_a);
+    m.def("keep", &py_keep, "ptr"_a, "n"_a, "width"_a, "bits_ptr"_a);
+    m.def("live", &py_live, "ptr"_a, "n"_a, "width"_a, "bits_ptr"_a);
     m.def("nm", &py_nm, "ptr"_a, "outer"_a, "groups"_a, "of"_a, "inner"_a, "prune"_a, "width"_a, "write"_a);
 }

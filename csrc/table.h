@@ -40,6 +40,9 @@ struct WidthKernels {
     uint64_t (*count_equal)(const void* p, uint64_t n, uint64_t key);
     // The sum of rint(x * x * scale) over the floats whose keys are above `over`, modulo 2^64; null but for width 4.
     uint64_t (*squares)(const void* p, uint64_t n, uint64_t over, double scale);
+    // A bit an element, the lowest first: writes +0.0 where it is clear; and sets it where the element is not zero.
+    void (*keep)(void* p, uint64_t n, const uint8_t* bits);
+    void (*live)(const void* p, uint64_t n, uint8_t* bits);
     void (*prune_groups)(void* p, const Groups* groups, uint64_t first, uint64_t last, Tally* tally);  // columns first..last-1
 };
 

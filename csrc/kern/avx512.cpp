@@ -48,6 +48,7 @@ inline __m512i rotated(__m512i x) {
         static constexpr int longest_rotation = rotation_limit;                                      \
         static Reg load(const Key* p) { return _mm512_loadu_si512(p); }                              \
         static void store(Key* p, Reg a) { _mm512_storeu_si512(p, a); }                              \
+        static void clear(Key* p, Mask m) { _mm512_mask_storeu_epi##BITS(p, m, _mm512_setzero_si512()); }\
         static Mask from(int n) { return static_cast<Mask>(~uint64_t{0} << n); }                     \
         static Reg set1(Key a) { return _mm512_set1_epi##BITS(a); }                                  \
         static Reg all_and(Reg a, Reg b) { return _mm512_and_si512(a, b); }                          \
@@ -110,9 +111,43 @@ uint64_t squares_float(const void* ptr, uint64_t n, uint64_t over, double scale)
     return vectors + squares_scalar(p + i, n - i, over, scale);
 }
 
+// Here a lane mask is what the bits are, so one is loaded or stored as it lies.
+template <class V>
+void keep_bits(void* ptr, uint64_t n, const uint8_t* bits) {
+    auto* p = static_cast<typename V::Key*>(ptr);
+    uint64_t i = 0;
+#pragma GCC unroll 4
+    for (; i + V::lanes <= n; i += V::lanes) {
+        typename V::Mask kept;
+        __builtin_memcpy(&kept, bits + i / 8, sizeof kept);
+        V::clear(p + i, static_cast<typename V::Mask>(~kept));
+    }
+    keep_scalar<typename V::Key>(p + i, n - i, bits + i / 8);
+}
+
+template <class V>
+void live_bits(const void* ptr, uint64_t n, uint8_t* bits) {
+    const auto* p = static_cast<const typename V::Key*>(ptr);
+    const auto magnitude = magnitude_bits<V>(), zero = V::set1(0);
+    uint64_t i = 0;
+    for (; i + V::lanes <= n; i += V::lanes) {
+        const typename V::Mask live = V::gt(V::all_and(V::load(p + i), magnitude), zero);
+        __builtin_memcpy(bits + i / 8, &live, sizeof live);
+    }
+    live_scalar<typename V::Key>(p + i, n - i, bits + i / 8);
+}
+
+template <class V>
+constexpr secateur::WidthKernels with_masks(secateur::WidthKernels kernels) {
+    kernels.keep = keep_bits<V>;
+    kernels.live = live_bits<V>;
+    return kernels;
+}
+
 }  // namespace
 
 const secateur::Kernels secateur::kernels_avx512 = {
     "avx512",
-    {row<V1>(nullptr), row<V2>(nullptr), row<V4>(squares_float), row<V8>(nullptr)},
+    {with_masks<V1>(row<V1>(nullptr)), with_masks<V2>(row<V2>(nullptr)), with_masks<V4>(row<V4>(squares_float)),
+     with_masks<V8>(row<V8>(nullptr))},
 };

@@ -124,7 +124,9 @@ void prune_groups(void* ptr, const Groups* groups, uint64_t first, uint64_t last
 
 template <class V>
 constexpr secateur::WidthKernels row(uint64_t (*squares)(const void*, uint64_t, uint64_t, double)) {
-    return {scan<V>, bracket<V>, count<V>, fill<V>, histogram_scalar<typename V::Key>, count_equal<V>, squares, prune_groups<V>};
+    using Key = typename V::Key;
+    return {scan<V>, bracket<V>,       count<V>,         fill<V>,        histogram_scalar<Key>, count_equal<V>,
+            squares, keep_scalar<Key>, live_scalar<Key>, prune_groups<V>};
 }
 
 }  // namespace

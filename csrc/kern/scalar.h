@@ -112,6 +112,28 @@ uint64_t squares_scalar(const void* ptr, uint64_t n, uint64_t over, double scale
     return sum;
 }
 
+template <class T>
+void keep_scalar(void* ptr, uint64_t n, const uint8_t* bits) {
+    T* p = static_cast<T*>(ptr);
+    const auto kept = [&](uint64_t i, int bit) { return T(T(0) - T((bits[i / 8] >> bit) & 1)); };
+    uint64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; ++j) p[i + j] &= kept(i, j);
+    }
+    for (int j = 0; i + j < n; ++j) p[i + j] &= kept(i, j);
+}
+
+template <class T>
+void live_scalar(const void* ptr, uint64_t n, uint8_t* bits) {
+    const T* p = static_cast<const T*>(ptr);
+    for (uint64_t i = 0; i < n; i += 8) {
+        unsigned byte = 0;
+        for (uint64_t j = 0; j < 8 && i + j < n; ++j) byte |= unsigned(key_of(p[i + j]) != 0) << j;
+        bits[i / 8] = static_cast<uint8_t>(byte);
+    }
+}
+
 // The prune-th smallest key of a group, and how many of the keys equal to it are pruned: the first in the group.
 struct GroupCut {
     uint64_t key;

@@ -7,6 +7,7 @@
 """
 
 from secateur.api import apply, from_torch_prune, inspect, masks, plan, prune
+from secateur.core import schedules
 from secateur.core.criteria import elementwise, magnitude, random
 from secateur.core.patterns import NM, Block, Channel, Unstructured
 from secateur.core.plan import Plan
@@ -25,6 +26,7 @@ from secateur.evaluate.calibrate import recalibrate_batchnorm
 from secateur.evaluate.flops import Flops, count_flops
 from secateur.report.report import Report
 from secateur.stores.planfile import load_plan, save_plan
+from secateur.train.pruner import Pruner
 
 __version__ = "0.1.0"
 
@@ -41,6 +43,7 @@ __all__ = [
     "OutputExists",
     "Plan",
     "PlanMismatch",
+    "Pruner",
     "Report",
     "SecateurError",
     "SecateurWarning",
@@ -58,4 +61,5 @@ __all__ = [
     "random",
     "recalibrate_batchnorm",
     "save_plan",
+    "schedules",
 ]

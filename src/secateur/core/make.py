@@ -58,8 +58,11 @@ class Request:
     def of(
         sparsity: Any = None, *, threshold: Any = None, criterion: Any = "magnitude", allocation: Any = "global",
         pattern: Any = "unstructured", max_sparsity: Any = None, min_keep: Any = 0, nonfinite: Any = "error",
+        on_the_way: bool = False,
     ) -> Request:  # fmt: skip
         """Resolves short forms and refuses what cannot be meant.
+
+        ``on_the_way``: a step of a schedule, at which N:M is given a smaller count than its full one.
 
         Raises:
             BadInput: a value out of range or unknown.
@@ -81,10 +84,14 @@ class Request:
         if isinstance(a, Mapping):
             _check_table(a, "allocation")
         caps = max_sparsity is not None or min_keep > 0
-        if reason := why_refused(Choice(p, a, c, nonfinite, sparsity, threshold, caps)):
+        partly = on_the_way and isinstance(p, NM)
+        if reason := why_refused(Choice(p, a, c, nonfinite, None if partly else sparsity, threshold, caps)):
             raise NotDefined(reason + ".")
         if isinstance(p, NM):
-            sparsity = 1 - p.keep / p.of
+            full = 1 - p.keep / p.of
+            if partly and sparsity is not None and sparsity > full + 1e-9:
+                raise NotDefined(f"{p} means sparsity {full:g} at the most; the schedule asks for {sparsity}.")
+            sparsity = sparsity if partly and sparsity is not None and sparsity < full - 1e-9 else full
         if sparsity is None and threshold is None and not isinstance(a, Mapping):
             raise BadInput("say how much to prune: sparsity=0.9 (a fraction), or threshold=1e-3 (a magnitude).")
         if isinstance(p, Block | Channel) and p.reduce is None:
@@ -123,7 +130,7 @@ def make(specs: Sequence[Spec], parts: Parts, request: Request, match: Match, re
     Raises:
         BadInput, BadTensor, NothingChosen, Infeasible, NotDefined: see `secateur.prune`. Nothing is touched.
     """
-    specs, warnings = _eligible(specs, request.pattern)
+    specs, warnings = eligible(specs, request.pattern)
     chosen = [s for s in specs if s.skip is None]
     maker = _Maker(request, chosen, parts, reduce, match)
     asked, taken = maker.allocate()
@@ -153,7 +160,7 @@ def _planned(spec: Spec, request: Request, asked: int | None, taken: Taken) -> R
     )
 
 
-def _eligible(specs: Sequence[Spec], pattern: Pattern) -> tuple[list[Spec], list[str]]:
+def eligible(specs: Sequence[Spec], pattern: Pattern) -> tuple[list[Spec], list[str]]:
     """Skips tensors that cannot carry the pattern, with one warning; refuses one that the user named."""
     out, odd = [], []
     for s in specs:
@@ -228,6 +235,9 @@ class _Maker:
         if r.threshold is not None:
             return [None] * len(self.specs), [self._below(s, r.threshold) for s in self.specs]
         if isinstance(self.selector, Groups):
+            assert isinstance(r.pattern, NM) and r.sparsity is not None
+            if r.sparsity < 1 - r.pattern.keep / r.pattern.of:
+                return [None] * len(self.specs), self.selector.take(self.specs, self._total())
             counts = [self.selector.full_count(s) for s in self.specs]
             return list(counts), self._each(counts)
         if r.allocation == "global":

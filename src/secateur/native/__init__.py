@@ -249,6 +249,23 @@ def tie_index(t: Tensor, key: int, r: int) -> int:
     return index
 
 
+def keep(t: Tensor, bits: Tensor) -> None:
+    """Writes +0.0, in place, over the elements whose bit is clear; of each byte of ``bits`` the lowest bit comes first."""
+    _kernels().keep(*_array(t), _bits(t, bits))
+
+
+def live(t: Tensor, bits: Tensor) -> None:
+    """Sets the bits of the elements that are not zero (NaN is not) and clears the others; unused bits of the last byte too."""
+    _kernels().live(*_array(t), _bits(t, bits))
+
+
+def _bits(t: Tensor, bits: Tensor) -> int:
+    ptr, n, width = _array(bits)
+    if width != 1 or n != (t.numel() + 7) // 8:
+        raise ValueError(f"{t.numel()} elements have {(t.numel() + 7) // 8} bytes of bits; got {n} of {bits.dtype}.")
+    return ptr
+
+
 def nm(t: Tensor, outer: int, groups: int, of: int, inner: int, prune: int, write: bool) -> tuple[int, int, int, int]:
     """Prunes the ``prune`` smallest (key, position) of every group, and every zero; or only counts them.
 

@@ -1,0 +1,75 @@
+"""Masks of one bit a weight: row-major, of each byte the lowest bit first, 1 = keep."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from secateur import native
+
+from .keys import FORMATS, nonzero
+
+CHUNK = 1 << 23
+"""Elements whose mask is unpacked at a time by the torch routines; a multiple of 8."""
+
+
+def pack(keep: Tensor) -> Tensor:
+    """A keep-mask (bool, any shape) as packed bits (uint8, on the same device); unused bits are 0."""
+    flat = keep.reshape(-1)
+    rest = -flat.numel() % 8
+    if rest:
+        flat = torch.cat([flat, flat.new_zeros(rest)])
+    places = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=flat.device)
+    packed = torch.empty(flat.numel() // 8, dtype=torch.uint8, device=flat.device)
+    for at in range(0, packed.numel(), CHUNK):
+        some = flat[8 * at : 8 * (at + CHUNK)].view(-1, 8)
+        torch.sum(some * places, dim=1, dtype=torch.uint8, out=packed[at : at + CHUNK])
+    return packed
+
+
+def unpack(bits: Tensor, start: int, count: int) -> Tensor:
+    """``count`` flat elements of a keep-mask from packed bits, from flat index ``start``; bool, on the same device."""
+    first = start // 8
+    raw = bits[first : (start + count + 7) // 8]
+    places = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=raw.device)
+    return ((raw.unsqueeze(1) & places) != 0).view(-1)[start - 8 * first :][:count]
+
+
+def _in_memory(t: Tensor) -> bool:
+    f = FORMATS.get(t.dtype)
+    plain = t.is_contiguous() and t.device.type == "cpu" and native.available()
+    return plain and f is not None and f.signed_zero
+
+
+def live_bits(t: Tensor) -> Tensor:
+    """The mask of a tensor's elements that are not zero; NaN is not."""
+    t = t.detach()
+    if not _in_memory(t):
+        return pack(nonzero(t))
+    bits = torch.empty((t.numel() + 7) // 8, dtype=torch.uint8)
+    native.live(t, bits)
+    return bits
+
+
+def keep_(t: Tensor, bits: Tensor) -> None:
+    """Writes +0.0, in place, over the elements whose bit is 0; ``bits`` on the tensor's device."""
+    t = t.detach()
+    if _in_memory(t):
+        native.keep(t, bits)
+        torch.autograd.graph.increment_version(t)
+        return
+    if t.dtype.itemsize == 1:  # torch has no masked_fill_ for 8-bit floats
+        t = t.view(torch.uint8)
+    if t.is_contiguous():
+        flat = t.view(-1)
+        for at in range(0, flat.numel(), CHUNK):
+            some = flat[at : at + CHUNK]
+            some.masked_fill_(~unpack(bits, at, some.numel()), 0)
+    else:
+        t.masked_fill_(~unpack(bits, 0, t.numel()).view(t.shape), 0)
+
+
+def count_kept(bits: Tensor) -> int:
+    """How many bits are set."""
+    table = torch.tensor([i.bit_count() for i in range(256)], dtype=torch.int64, device=bits.device)
+    return int((torch.bincount(bits.to(torch.int64), minlength=256) * table).sum())

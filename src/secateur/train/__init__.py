@@ -1,0 +1,1 @@
+"""Masks that live through training."""

@@ -1,0 +1,68 @@
+"""What pruning has to know of optimizers: whose parameters they hold, and which of their state belongs to single weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateur.core.bits import keep_
+from secateur.errors import BadInput, NotDefined
+
+ELEMENTWISE = (
+    "SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Adafactor", "Adamax", "Rprop",
+)  # fmt: skip
+"""Classes of ``torch.optim`` that move a weight with no gradient, no momentum and the value zero nowhere."""
+
+STATE_KEYS = frozenset({
+    "momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "grad_avg", "acc_delta", "sum",
+    "prev", "ax", "variance",
+})  # fmt: skip
+"""State that belongs to single weights. Shape alone proves nothing: the preconditioner of a square weight has its shape."""
+
+
+def bare(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside a wrapper such as Accelerate's.
+
+    Raises:
+        BadInput: not an optimizer.
+        NotDefined: LBFGS.
+    """
+    inner = optimizer
+    while isinstance(getattr(inner, "optimizer", None), Optimizer):
+        inner = inner.optimizer
+    if not isinstance(inner, Optimizer):
+        raise BadInput(f"optimizer must be a torch optimizer, got {type(optimizer).__name__}.")
+    if isinstance(inner, torch.optim.LBFGS):
+        raise NotDefined(
+            "LBFGS evaluates the loss at weights of its own between two steps, from directions over all weights together, so "
+            "no mask holds during a step: train with another optimizer."
+        )
+    return inner
+
+
+def held_by(optimizer: Optimizer) -> set[int]:
+    """Identities of the parameters of an optimizer."""
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def mixes(optimizer: Optimizer) -> bool:
+    """Whether a weight may be moved by the gradients of others, so that it has to be masked again after the step."""
+    kind = type(optimizer)
+    return not (kind.__module__.startswith("torch.optim") and kind.__name__ in ELEMENTWISE)
+
+
+def mask_state(
+    optimizers: Iterable[Optimizer], masked: Sequence[tuple[nn.Parameter, Tensor]], state_keys: frozenset[str]
+) -> None:
+    """Zeros the state of pruned weights: the floating-point tensors of known names and the parameter's own shape."""
+    for optimizer in optimizers:
+        for parameter, bits in masked:
+            state = optimizer.state.get(parameter, {})
+            for key, value in state.items():
+                if key in state_keys and isinstance(value, Tensor) and value.shape == parameter.shape:
+                    if value.is_floating_point():
+                        keep_(value, bits.to(value.device))

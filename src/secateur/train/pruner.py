@@ -1,0 +1,379 @@
+"""`Pruner`: masks that live through training, outside the model."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateur.core.bits import count_kept, keep_, live_bits, unpack
+from secateur.core.criteria import Criterion
+from secateur.core.make import Request, eligible, make
+from secateur.core.patterns import Channel, Pattern
+from secateur.core.plan import Plan
+from secateur.core.schedules import Schedule
+from secateur.core.spelling import Allocation
+from secateur.core.types import Spec
+from secateur.core.write import write_rows
+from secateur.errors import BadInput, BadTensor, PlanMismatch, SecateurWarning
+from secateur.stores.base import choose, matches
+from secateur.stores.memory import MemoryStore
+
+from .optimizers import STATE_KEYS, bare, held_by, mask_state, mixes
+from .parameters import parameters_by_name, trainable
+
+PATIENCE = 100
+"""Backward passes without a step after which a loop that steps by hand is warned."""
+
+Filter = str | Sequence[str] | None
+
+
+class Pruner:
+    """Holds zeros at zero while a model trains, and prunes more as a schedule says.
+
+    ``Pruner(model, optimizer)`` after `secateur.prune` is the fine-tuning line. With a schedule it is gradual pruning:
+    ``schedule(0)`` applies at once, ``schedule(t)`` right after update t. The masks, one bit a weight, are held here and
+    nowhere in the model.
+
+    Gradients of pruned weights are zeroed as they are accumulated, before any clipping. That alone keeps weight and
+    optimizer state at zero for the elementwise optimizers of torch; when a mask changes, the state of what is newly pruned
+    is zeroed too. For every other optimizer the weights are masked again after each step.
+
+    Args:
+        model: the module that is trained. Nothing is added to it but a hook a pruned parameter, which `close` removes.
+        optimizer: one or several; their step is counted by a hook, and ``step()`` must not be called. ``None``: call
+            ``step()`` after every ``optimizer.step()``, or `attach` one later.
+        schedule: ``step -> sparsity`` (`secateur.schedules` or any function). ``None`` holds what is zero now; tensors that
+            are wholly zero (LoRA's B) are not held.
+        criterion, allocation, pattern, include, ignore, max_sparsity, min_keep, roles: as for `secateur.prune`.
+        regrow: let weights live again where the schedule asks for less than before (AC/DC).
+        grad_mask: mask gradients; ``False`` for methods that look at the gradients of pruned weights. The weights are then
+            masked after every step.
+        state_keys: names of further optimizer state that belongs to single weights.
+
+    Raises:
+        BadInput, NothingChosen, NotDefined: as `secateur.prune`; an optimizer that holds none of the pruned parameters; a
+            frozen parameter named in ``include``. Nothing has been touched.
+
+    Example:
+        >>> import torch, secateur
+        >>> model = torch.nn.Linear(8, 4)
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        >>> pruner = secateur.Pruner(model, optimizer, secateur.schedules.cubic(0.75, begin=2, end=6))
+        >>> for _ in range(8):
+        ...     optimizer.zero_grad()
+        ...     model(torch.randn(16, 8)).square().mean().backward()
+        ...     optimizer.step()
+        >>> pruner.steps, pruner.sparsity, int((model.weight == 0).sum())
+        (8, 0.75, 24)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any = None,
+        schedule: Schedule | None = None,
+        *,
+        criterion: str | Criterion = "magnitude",
+        allocation: Allocation = "global",
+        pattern: str | Pattern = "unstructured",
+        include: Filter = None,
+        ignore: Filter = None,
+        max_sparsity: float | Mapping[str, float] | None = None,
+        min_keep: int = 0,
+        roles: Mapping[str, str] | None = None,
+        regrow: bool = False,
+        grad_mask: bool = True,
+        state_keys: Iterable[str] = (),
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise BadInput(f"a Pruner trains a module, got {type(model).__name__}.")
+        if schedule is not None and not callable(schedule):
+            raise BadInput(f"schedule is a function step -> sparsity, or None; got {schedule!r}.")
+        self._model, self._schedule, self._regrow, self._grad_mask = model, schedule, regrow, grad_mask
+        self._ask = partial(
+            Request.of, criterion=criterion, allocation=allocation, pattern=pattern, max_sparsity=max_sparsity,
+            min_keep=min_keep, on_the_way=True,
+        )  # fmt: skip
+        self._pattern = self._ask(0.0).pattern
+        self._roles = roles
+        self._state_keys = STATE_KEYS | set(state_keys)
+        self._store = MemoryStore(model, roles=roles)
+        self._specs = trainable(self._choice(include, ignore), self._store)
+        self._store.check(self._specs)
+        self._parameters = parameters_by_name(model, self._store)
+        self._steps, self._waiting, self._value = 0, 0, 0.0
+        self._bits: dict[str, Tensor] = {}
+        self._optimizers: list[Optimizer] = []
+        self._handles: list[Any] = []
+        optimizers = optimizer if isinstance(optimizer, list | tuple) else [] if optimizer is None else [optimizer]
+        for o in optimizers:
+            self._check_holds(bare(o))
+        if self._value_at(0):
+            self._change(self._value_at(0))
+        else:
+            self._hold_zeros()
+        self._hook_gradients()
+        for o in optimizers:
+            self.attach(o)
+
+    # What is held
+
+    @property
+    def steps(self) -> int:
+        """Updates of the optimizer so far."""
+        return self._steps
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the chosen weights that is held at zero."""
+        total = sum(s.numel for s in self._chosen)
+        kept = sum(count_kept(self._bits[s.name]) if s.name in self._bits else s.numel for s in self._chosen)
+        return 1 - kept / total if kept < total else 0.0
+
+    def masks(self) -> dict[str, Tensor]:
+        """The keep-mask of every chosen tensor, bool, of its shape and on its device; all ``True`` where nothing is held."""
+        out = {}
+        for s in (*self._chosen, *(self._spec(n) for n in self._bits if n not in {c.name for c in self._chosen})):
+            t = self._store.entry(s).tensor
+            bits = self._bits.get(s.name)
+            out[s.name] = (
+                torch.ones(s.shape, dtype=torch.bool, device=t.device)
+                if bits is None
+                else unpack(bits, 0, s.numel).view(s.shape).to(t.device)
+            )
+        return out
+
+    def apply(self, model: nn.Module) -> None:
+        """Writes zeros where this pruner holds them into another model of the same shape: an EMA or SWA copy.
+
+        Raises:
+            PlanMismatch: a tensor is missing or has another shape. Nothing has been written.
+        """
+        store = MemoryStore(model, roles=self._roles)
+        known = {n: s for s in store.specs() for n in (s.name, *s.aliases)}
+        for name in self._bits:
+            mine, theirs = self._spec(name), known.get(name)
+            if theirs is None or theirs.shape != mine.shape:
+                raise PlanMismatch(f"the pruner holds {mine}, but the model has {theirs or 'no such tensor'}.")
+        with torch.no_grad():
+            for name, bits in self._bits.items():
+                t = store.entry(known[name]).tensor
+                keep_(t, bits.to(t.device))
+
+    # What happens
+
+    def attach(self, optimizer: Any) -> None:
+        """Counts an optimizer's steps from now on and keeps its state of pruned weights at zero. Several may be attached;
+        the steps of the first are counted.
+
+        Raises:
+            BadInput: it holds none of the pruned parameters, or is attached already.
+        """
+        inner = bare(optimizer)
+        self._check_holds(inner)
+        if any(inner is o for o in self._optimizers):
+            raise BadInput("this optimizer is attached already.")
+        self._optimizers.append(inner)
+        self._handles.append(inner.register_step_post_hook(self._stepped))
+        mask_state([inner], self._masked(), self._state_keys)
+
+    def step(self) -> None:
+        """Call it after every ``optimizer.step()``, where no optimizer was given.
+
+        Raises:
+            BadInput: an optimizer is attached, whose steps are counted already.
+        """
+        if self._optimizers:
+            raise BadInput("the optimizer's steps are counted already: leave pruner.step() out, or the optimizer.")
+        self._advance(again=True)
+
+    def close(self) -> None:
+        """Removes every hook. The zeros stay; nothing holds them any more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._optimizers.clear()
+
+    def _stepped(self, optimizer: Optimizer, *_: Any) -> None:
+        if optimizer is self._optimizers[0]:
+            self._advance(again=not self._grad_mask or any(mixes(o) for o in self._optimizers))
+        elif mixes(optimizer) or not self._grad_mask:
+            self._mask_weights()
+
+    def _advance(self, again: bool) -> None:
+        self._steps += 1
+        self._waiting = 0
+        value = self._value_at(self._steps)
+        if value != self._value:
+            self._change(value)
+        elif again:
+            self._mask_weights()
+
+    def _value_at(self, step: int) -> float:
+        return 0.0 if self._schedule is None else self._schedule(step)
+
+    @torch.no_grad()
+    def _change(self, value: float) -> None:
+        """Prunes to a sparsity, and takes what is zero then as the mask."""
+        self._mask_weights()
+        if self._regrow and value < self._value:
+            self._bits.clear()
+        try:
+            made = self._plan(value)
+        except BadTensor as e:
+            raise BadTensor(f"at step {self._steps}: {e}") from e
+        whole = {s.name: s for s in self._store.specs()}
+        write_rows(
+            made,
+            self._store.parts,
+            self._store.sum,
+            lambda n: list(self._store.parts(whole[n], "whole")),
+            self._store.write,
+        )
+        self._value = value
+        self._hold_zeros(self._followers(made))
+        mask_state(self._optimizers, self._masked(), self._state_keys)
+
+    def _plan(self, value: float) -> Plan:
+        return make(self._specs, self._store.parts, self._ask(value), matches, self._store.sum)
+
+    def _followers(self, made: Plan) -> list[str]:
+        if not isinstance(made.pattern, Channel):
+            return []
+        return [m.name for row in made.chosen for m in row.followers]
+
+    @torch.no_grad()
+    def _hold_zeros(self, followers: Sequence[str] = ()) -> None:
+        """Takes as masks what is zero now, but for tensors that are wholly zero and were not pruned."""
+        for spec in (*self._chosen, *(self._spec(n) for n in followers)):
+            bits = live_bits(self._store.entry(spec).tensor)
+            kept = count_kept(bits)
+            if kept == spec.numel or (kept == 0 and spec.name not in self._bits and not self._value):
+                self._bits.pop(spec.name, None)
+            else:
+                self._bits[spec.name] = bits
+
+    @torch.no_grad()
+    def _mask_weights(self) -> None:
+        for parameter, bits in self._masked():
+            keep_(parameter, bits)
+
+    def _masked(self) -> list[tuple[nn.Parameter, Tensor]]:
+        return [(p, bits) for name, bits in self._bits.items() for p in self._parameters[name]]
+
+    def _hook_gradients(self) -> None:
+        for name, parameters in self._parameters.items():
+            if name in {s.name for s in self._chosen} or isinstance(self._pattern, Channel):
+                for p in parameters:
+                    if p.requires_grad:
+                        self._handles.append(p.register_post_accumulate_grad_hook(self._accumulated(name)))
+
+    def _accumulated(self, name: str) -> Callable[[Tensor], None]:
+        first = name == self._chosen[0].name
+
+        def mask(parameter: Tensor) -> None:
+            if first and not self._optimizers and self._schedule is not None:
+                self._wait()
+            bits = self._bits.get(name)
+            if bits is not None and self._grad_mask and parameter.grad is not None:
+                keep_(parameter.grad, bits)
+
+        return mask
+
+    def _wait(self) -> None:
+        self._waiting += 1
+        if self._waiting == PATIENCE:
+            warnings.warn(
+                f"{PATIENCE} backward passes and no step: call pruner.step() after optimizer.step(), or give the Pruner "
+                "the optimizer. Until then nothing more is pruned.",
+                SecateurWarning,
+                stacklevel=2,
+            )
+
+    # Names
+
+    def _choice(self, include: Filter, ignore: Filter) -> list[Spec]:
+        specs, texts = eligible(choose(self._store.specs(), include, ignore), self._pattern)
+        for text in texts:
+            warnings.warn(text, SecateurWarning, stacklevel=4)
+        return specs
+
+    @property
+    def _chosen(self) -> list[Spec]:
+        return [s for s in self._specs if s.skip is None]
+
+    def _spec(self, name: str) -> Spec:
+        return next(s for s in self._store.specs() if s.name == name)
+
+    def _check_holds(self, optimizer: Optimizer) -> None:
+        held = held_by(optimizer)
+        if not any(id(p) in held for s in self._chosen for p in self._parameters[s.name]):
+            names = ", ".join(s.name for s in self._chosen[:4])
+            raise BadInput(
+                f"the optimizer ({type(optimizer).__name__}, {len(held)} parameters) holds none of the parameters that are "
+                f"pruned ({names}{', …' if len(self._chosen) > 4 else ''}): make it from this model's parameters, after "
+                "anything that replaces them."
+            )
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps done and masks, one bit a weight: all it takes to go on, with the model's and the optimizer's own."""
+        return {
+            "version": 1,
+            "steps": self._steps,
+            "value": self._value,
+            "shapes": {s.name: tuple(s.shape) for s in self._chosen},
+            "masks": {name: bits.clone() for name, bits in self._bits.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up where `state_dict` left off, in any order with the model's and the optimizer's own state.
+
+        Raises:
+            BadInput: not such a state.
+            PlanMismatch: it is of other tensors than those that are pruned here, or of other shapes. Nothing is touched.
+        """
+        if not isinstance(state, Mapping) or state.get("version") != 1:
+            raise BadInput("this is not the state of a Pruner (version 1).")
+        mine, theirs = {s.name: tuple(s.shape) for s in self._chosen}, state["shapes"]
+        if mine != theirs:
+            odd = sorted({*mine, *theirs} - {n for n in mine if mine[n] == theirs.get(n)})
+            told = "; ".join(
+                f"{n}: {theirs.get(n, 'missing')} in the state, {mine.get(n, 'missing')} here" for n in odd[:6]
+            )
+            raise PlanMismatch(f"the state is of another model or another choice of tensors: {told}.")
+        known = {s.name: s for s in self._store.specs()}
+        for name, bits in state["masks"].items():
+            if name not in known or bits.dtype != torch.uint8 or bits.numel() != (known[name].numel + 7) // 8:
+                raise PlanMismatch(f"the mask of {known.get(name, name)} does not have a bit for each weight.")
+        self._steps, self._value, self._waiting = state["steps"], state["value"], 0
+        self._bits = {n: b.clone().to(self._store.entry(known[n]).tensor.device) for n, b in state["masks"].items()}
+        self._mask_weights()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
+        """A pruner of the copied model and optimizers, where they are copied along; hooks of its own."""
+        model = copy.deepcopy(self._model, memo)
+        other = object.__new__(Pruner)
+        memo[id(self)] = other
+        skipped = ("_model", "_store", "_specs", "_parameters", "_optimizers", "_handles")
+        for name, value in self.__dict__.items():
+            if name not in skipped:
+                setattr(other, name, copy.deepcopy(value, memo))
+        other._model, other._store = model, MemoryStore(model, roles=self._roles)
+        other._specs = self._specs
+        other._parameters = parameters_by_name(model, other._store)
+        other._optimizers, other._handles = [], []
+        other._hook_gradients()
+        for o in self._optimizers:
+            copied = memo.get(id(o))
+            if copied is not None:
+                other.attach(copied)
+        return other
