@@ -26,6 +26,7 @@ from secateur.evaluate.calibrate import recalibrate_batchnorm
 from secateur.evaluate.flops import Flops, count_flops
 from secateur.report.report import Report
 from secateur.stores.planfile import load_plan, save_plan
+from secateur.train.iterative import iterate
 from secateur.train.pruner import Pruner
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ __all__ = [
     "elementwise",
     "from_torch_prune",
     "inspect",
+    "iterate",
     "load_plan",
     "magnitude",
     "masks",

@@ -1,0 +1,248 @@
+"""What one iterative run does in a round: prune, rewind, train, and put the round on disk."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from secateur.core import schedules
+from secateur.core.criteria import random as random_criterion
+from secateur.errors import BadInput
+
+from .pruner import Pruner
+from .rounds import Round, load_state, read_snapshot, write_round, write_snapshot
+
+Rewind = int | Literal["init", "lr", "linear", "finetune"]
+Control = Literal["reinit", "random"] | None
+Asked = float | dict[str, float]
+WARM_UP = 0.1
+"""Share of the steps over which ``rewind="linear"`` raises the learning rate from zero."""
+
+
+@dataclass
+class Run:
+    """A stretch of training, as a user's ``train`` gets it.
+
+    Attributes:
+        model, optimizer, scheduler: what is trained; ``scheduler`` may be ``None``, else it makes one step an update.
+        pruner: counts the optimizer's steps and holds the zeros; ``None`` in the dense round.
+        first, last: the updates to make, from ``first`` up to and without ``last``.
+        epoch: ``epoch(e)`` gives the batches of epoch e, in the order that the seed and e alone decide.
+        steps_per_epoch: updates an epoch.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: Any
+    pruner: Pruner | None
+    first: int
+    last: int
+    epoch: Callable[[int], Iterable[Any]]
+    steps_per_epoch: int
+
+    def batches(self) -> Iterable[tuple[int, Any]]:
+        """(step, batch) of every update to make, also from the middle of an epoch."""
+        step = self.first
+        while step < self.last:
+            number, skip = divmod(step, self.steps_per_epoch)
+            end = min(self.last, (number + 1) * self.steps_per_epoch)
+            for i, batch in enumerate(self.epoch(number)):
+                if step == end:
+                    break
+                if i >= skip:
+                    yield step, batch
+                    step += 1
+            if step != end:
+                raise BadInput(f"epoch {number} gave fewer than {self.steps_per_epoch} batches.")
+
+
+@dataclass
+class Settings:
+    """What `secateur.iterate` was asked, checked."""
+
+    make_optimizer: Callable[[nn.Module], tuple[Optimizer, Any]]
+    make_data: Callable[[torch.Generator], Iterable[Any]]
+    train: Callable[[Run], None]
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None
+    epochs: int
+    retrain_epochs: int
+    rewind: Rewind
+    control: Control
+    seed: int
+    choice: dict[str, Any]
+
+
+class Engine:
+    """The rounds of one run over one model."""
+
+    def __init__(self, model: nn.Module, root: Path, settings: Settings) -> None:
+        self.model, self.root, self.settings = model, root, settings
+        self.per_epoch = len(self._epoch(0))  # type: ignore[arg-type]
+        if not self.per_epoch:
+            raise BadInput("make_data gave an epoch without batches.")
+        self.steps = settings.epochs * self.per_epoch
+        again = settings.retrain_epochs * self.per_epoch
+        rewind = settings.rewind
+        self.first = 0 if rewind == "init" else rewind if isinstance(rewind, int) else max(0, self.steps - again)
+        self.last = self.steps if isinstance(rewind, int) or rewind in ("init", "lr") else self.first + again
+        if not 0 <= self.first < self.last:
+            raise BadInput(f"rewind={rewind!r} leaves no steps to train: the dense round makes {self.steps}.")
+
+    def _epoch(self, number: int) -> Iterable[Any]:
+        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
+        return self.settings.make_data(generator)
+
+    def _snapshot(self, step: int) -> Path:
+        return self.root / f"snapshot-{step:08d}.pt"
+
+    def dense(self) -> Round:
+        """Trains the dense network, keeping what later rounds are rewound to."""
+        if self._snapshot(0).exists():  # a run that was killed here begins with the same weights
+            start = read_snapshot(self._snapshot(0))
+            load_state(self.model, start["model"])
+            _set_random(start["random"])
+        optimizer, scheduler = self.settings.make_optimizer(self.model)
+        stops = sorted({0, self.first, self.steps})
+        for a, b in zip(stops, [*stops[1:], None], strict=True):
+            if not (a == 0 and self._snapshot(0).exists()):
+                self._keep(a, optimizer, scheduler)
+            if b is not None:
+                self._train(optimizer, scheduler, None, a, b)
+        return self._finish(0, 0.0, {}, {"steps": self.steps})
+
+    def _keep(self, step: int, optimizer: Optimizer, scheduler: Any) -> None:
+        state = {
+            "model": self.model.state_dict(), "optimizer": optimizer.state_dict(), "random": _get_random(),
+            "scheduler": None if scheduler is None else scheduler.state_dict(),
+        }  # fmt: skip
+        write_snapshot(self._snapshot(step), state)
+
+    def _train(self, optimizer: Optimizer, scheduler: Any, pruner: Pruner | None, first: int, last: int) -> None:
+        run = Run(self.model, optimizer, scheduler, pruner, first, last, self._epoch, self.per_epoch)
+        self.settings.train(run)
+
+    def round(self, number: int, asked: Asked, before: Round) -> Round:
+        """Prunes what the round before left, rewinds, trains."""
+        before.load(self.model)
+        masks = self._prune(number, asked)
+        self._rewind_weights(number)
+        optimizer, scheduler = self._rewind_optimizer()
+        pruner = Pruner(self.model, optimizer, **self.settings.choice)
+        try:
+            pruner.hold(masks)
+            self._rewind_random(number)
+            self._train(optimizer, scheduler, pruner, self.first, self.last)
+        finally:
+            pruner.close()
+        how = {"rewind": self.settings.rewind, "control": self.settings.control, "steps": self.last - self.first}
+        share = asked if isinstance(asked, float) else asked["*"]
+        return self._finish(number, share, masks, how, pruner.sparsity)
+
+    def _prune(self, number: int, asked: Asked) -> dict[str, Tensor]:
+        """The masks of a round, packed; those of the round before lie inside, since zeros come first."""
+        choice = dict(self.settings.choice)
+        if isinstance(asked, dict):
+            choice["allocation"] = {g: s for g, s in asked.items() if g != "*"}
+        if self.settings.control == "random":
+            choice["criterion"] = random_criterion(self.settings.seed)
+        share = asked if isinstance(asked, float) else asked["*"]
+        pruner = Pruner(self.model, None, schedules.constant(share), **choice)
+        pruner.close()
+        found: dict[str, Tensor] = pruner.state_dict()["masks"]
+        return found
+
+    def _rewind_weights(self, number: int) -> None:
+        rewind, control = self.settings.rewind, self.settings.control
+        if isinstance(rewind, int) or rewind == "init":
+            load_state(self.model, read_snapshot(self._snapshot(self.first))["model"])
+        if control == "reinit":
+            with torch.random.fork_rng():
+                torch.manual_seed(self.settings.seed * 1009 + number)
+                draw_again(self.model)
+
+    def _rewind_optimizer(self) -> tuple[Optimizer, Any]:
+        rewind = self.settings.rewind
+        optimizer, scheduler = self.settings.make_optimizer(self.model)
+        if rewind == "linear":
+            return optimizer, LambdaLR(optimizer, partial(_up_and_down, steps=self.last - self.first))
+        then = read_snapshot(self._snapshot(self.steps if rewind == "finetune" else self.first))
+        if rewind in ("lr", "finetune"):
+            then["optimizer"]["state"] = {}  # the rate and the rest of the settings of that step; no momentum
+        optimizer.load_state_dict(then["optimizer"])
+        if rewind == "finetune":
+            return optimizer, None
+        if scheduler is not None:
+            scheduler.load_state_dict(then["scheduler"])
+        return optimizer, scheduler
+
+    def _rewind_random(self, number: int) -> None:
+        if isinstance(self.settings.rewind, int) or self.settings.rewind == "init":
+            _set_random(read_snapshot(self._snapshot(self.first))["random"])
+        else:
+            torch.manual_seed(self.settings.seed * 2003 + number)
+
+    def _finish(
+        self, number: int, asked: float, masks: Mapping[str, Tensor], how: dict[str, Any], sparsity: float = 0.0
+    ) -> Round:
+        metrics = {}
+        if self.settings.evaluate is not None:
+            self.model.eval()
+            with torch.no_grad():
+                metrics = {k: float(v) for k, v in self.settings.evaluate(self.model).items()}
+        made = Round(self.root, number, asked, sparsity, metrics, how)
+        return write_round(self.root, made, self.model, masks)
+
+
+def draw_again(model: nn.Module) -> None:
+    """Draws every parameter anew, by each module's own ``reset_parameters``.
+
+    Raises:
+        BadInput: a module has parameters of its own and no ``reset_parameters``.
+    """
+    for name, module in model.named_modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+        elif list(module.parameters(recurse=False)):
+            raise BadInput(
+                f"{name or 'the model'} ({type(module).__name__}) has parameters and no reset_parameters(): give it one, so "
+                "that the control can draw it anew."
+            )
+
+
+def _up_and_down(step: int, steps: int) -> float:
+    up = max(1, round(WARM_UP * steps))
+    return (step + 1) / up if step < up else max(0.0, (steps - step) / max(1, steps - up))
+
+
+def _get_random() -> dict[str, Any]:
+    found: Any = np.random.get_state(legacy=True)
+    kind, keys, *rest = found
+    version, words, gauss = random.getstate()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(), "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "python": [version, list(words), gauss],
+    }  # fmt: skip
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _set_random(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

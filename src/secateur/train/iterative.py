@@ -1,0 +1,139 @@
+"""Iterative magnitude pruning: train, prune a share of what is left, rewind, train again; lottery tickets and controls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateur.core.allocate import check_sparsity
+from secateur.errors import BadInput, BadTensor
+
+from .engine import Asked, Control, Engine, Rewind, Run, Settings
+from .rounds import Round, locked, read_rounds
+
+
+def iterate(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    make_optimizer: Callable[[nn.Module], tuple[Optimizer, Any]],
+    make_data: Callable[[torch.Generator], Iterable[Any]],
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    train: Callable[[Run], None] | None = None,
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    epochs: int = 5,
+    retrain_epochs: int | None = None,
+    rounds: int = 10,
+    rate: float | Mapping[str, float] = 0.2,
+    target: float | None = None,
+    rewind: Rewind = "init",
+    control: Control = None,
+    seed: int = 0,
+    **choice: Any,
+) -> list[Round]:
+    """Iterative magnitude pruning with rewinding (Frankle and Carbin, arXiv:1803.03635; Renda et al., arXiv:2003.02389).
+
+    A dense round, then in every further one: prune a share of what is left, counted on the original size so that rounding
+    does not add up; rewind; train. Every round is an artefact in ``folder``; a run that was killed goes on in the round it
+    was in, with the same result.
+
+    Args:
+        model: trained in place from its present weights; left as the last round leaves it.
+        folder: where the rounds go. One run at a time; an unfinished run with the same settings is taken up.
+        make_optimizer: ``model -> (optimizer, scheduler)``; the scheduler may be ``None``, and steps once an update. Called
+            anew in every round. What this function did not make cannot be rewound.
+        make_data: ``generator -> batches`` of one epoch, with a length; the generator is seeded by ``seed`` and the epoch.
+        loss: ``(model, batch) -> scalar``, for the built-in loop.
+        train: instead of ``loss``: a function that makes the updates of a `Run`.
+        evaluate: ``model -> {name: number}``, after every round.
+        epochs, retrain_epochs: epochs of the dense round, and of every other (the same if ``None``).
+        rounds: rounds of pruning.
+        rate: share of what is left that goes in each round; globs to shares for layers of their own (``{"output": 0.1}``),
+            with ``"*"`` for the rest (0.2 if it is not named).
+        target: instead of ``rate``: the sparsity of the last round; every round then takes the same share.
+        rewind: ``"init"`` or a step k: weights, buffers, optimizer, scheduler, random numbers and the order of the data are
+            those of that step of the dense round. ``"lr"``: the weights stay, the learning rate of the last
+            ``retrain_epochs`` is run again. ``"linear"``: the weights stay, the learning rate goes to zero in a straight
+            line after a warm-up. ``"finetune"``: the weights stay, the learning rate stays at its last value.
+        control: ``"reinit"``: the same masks on weights drawn anew in each round. ``"random"``: random masks.
+        seed: of the order of the data, and of the controls.
+        **choice: allocation, pattern, include, ignore, max_sparsity, min_keep and roles, as for `secateur.prune`.
+
+    Returns:
+        The rounds, the dense one first.
+
+    Raises:
+        BadInput: a request that cannot be meant; a folder that is in use or belongs to other settings.
+        BadTensor: the loss became NaN or infinite; the rounds before are kept.
+
+    Example:
+        >>> import tempfile, torch, secateur
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = torch.nn.Linear(20, 5), torch.randn(64, 20)
+        >>> found = secateur.iterate(
+        ...     model, tempfile.mkdtemp(), epochs=1, rounds=2, rate=0.5,
+        ...     make_optimizer=lambda m: (torch.optim.SGD(m.parameters(), lr=0.1), None),
+        ...     make_data=lambda g: x[torch.randperm(64, generator=g)].split(16),
+        ...     loss=lambda m, batch: m(batch).square().mean(),
+        ... )
+        >>> [r.sparsity for r in found]
+        [0.0, 0.5, 0.75]
+    """
+    if (loss is None) == (train is None):
+        raise BadInput("give loss= for the built-in loop, or train= for one of your own; one of the two.")
+    asked = _sparsities(rounds, rate, target)
+    settings = {
+        "epochs": epochs, "retrain_epochs": retrain_epochs, "rounds": rounds, "rate": rate, "target": target,
+        "rewind": rewind, "control": control, "seed": seed, "choice": {k: repr(v) for k, v in sorted(choice.items())},
+    }  # fmt: skip
+    root = Path(folder)
+    with locked(root, settings):
+        again = epochs if retrain_epochs is None else retrain_epochs
+        how = Settings(
+            make_optimizer, make_data, train or _loop_of(loss), evaluate, epochs, again, rewind, control, seed, choice
+        )
+        engine = Engine(model, root, how)
+        done = read_rounds(root)
+        for number in range(len(done), rounds + 1):
+            done.append(engine.dense() if number == 0 else engine.round(number, asked[number - 1], done[-1]))
+        done[-1].load(model)
+        return done
+
+
+def _sparsities(rounds: int, rate: float | Mapping[str, float], target: float | None) -> list[Asked]:
+    """What each round asks for, on the original size."""
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise BadInput(f"rounds is a number of rounds, an int >= 1; got {rounds!r}.")
+    if target is not None:
+        check_sparsity(target, "target")
+        return [*(1 - (1 - target) ** (r / rounds) for r in range(1, rounds)), target]
+    rates = dict(rate) if isinstance(rate, Mapping) else {"*": rate}
+    for glob, share in rates.items():
+        check_sparsity(share, f"rate[{glob!r}]")
+    if not isinstance(rate, Mapping):
+        return [1 - (1 - rate) ** r for r in range(1, rounds + 1)]
+    return [{g: 1 - (1 - share) ** r for g, share in ({"*": 0.2} | rates).items()} for r in range(1, rounds + 1)]
+
+
+def _loop_of(loss: Any) -> Callable[[Run], None]:
+    """The built-in loop."""
+
+    def train(run: Run) -> None:
+        run.model.train()
+        for step, batch in run.batches():
+            run.optimizer.zero_grad()
+            value = loss(run.model, batch)
+            if not bool(torch.isfinite(value.detach())):
+                raise BadTensor(f"the loss is {float(value.detach())} at step {step}; the rounds before are kept.")
+            value.backward()
+            run.optimizer.step()
+            if run.scheduler is not None:
+                run.scheduler.step()
+
+    return train

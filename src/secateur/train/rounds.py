@@ -1,0 +1,136 @@
+"""The rounds of an iterative run on disk: each an artefact that is there whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from secateur.errors import BadInput, PlanMismatch
+from secateur.stores.staging import staged
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of an iterative run.
+
+    Attributes:
+        folder: where it lies: ``weights.safetensors``, ``masks.safetensors`` (one bit a weight), ``round.json``.
+        number: 0 is the dense network.
+        asked: the sparsity asked for, of the chosen weights.
+        sparsity: the sparsity found after training.
+        metrics: what the user's ``evaluate`` returned.
+        how: what was done: rewinding, control, steps trained.
+    """
+
+    folder: Path
+    number: int
+    asked: float
+    sparsity: float
+    metrics: dict[str, float]
+    how: dict[str, Any]
+
+    def load(self, model: nn.Module) -> None:
+        """Loads the trained weights and buffers into a model of the same shape.
+
+        Raises:
+            PlanMismatch: the model has other tensors.
+        """
+        load_state(model, load_file(self.folder / "weights.safetensors"))
+
+    def masks(self) -> dict[str, Tensor]:
+        """The packed keep-masks, one bit a weight, by name; `secateur.Pruner` takes them with `Pruner.hold`."""
+        return load_file(self.folder / "masks.safetensors")
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Strictly, and with an error of ours."""
+    try:
+        model.load_state_dict(dict(state), strict=True)
+    except RuntimeError as e:
+        raise PlanMismatch(f"the model has changed since this was written: {e}") from None
+
+
+def read_rounds(folder: str | os.PathLike[str]) -> list[Round]:
+    """The finished rounds in a run's folder, in order.
+
+    Raises:
+        BadInput: no such folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise BadInput(f"{root} is not the folder of a run.")
+    found = []
+    for path in sorted(root.glob("round-*")):
+        facts = json.loads((path / "round.json").read_text("utf-8"))
+        found.append(Round(path, **facts))
+    return found
+
+
+def write_round(root: Path, made: Round, model: nn.Module, masks: Mapping[str, Tensor]) -> Round:
+    """Puts a round on disk, whole."""
+    state = {n: t.detach().clone().contiguous() for n, t in model.state_dict().items()}
+    facts = {k: v for k, v in asdict(made).items() if k != "folder"}
+    folder = root / f"round-{made.number:02d}"
+    need = sum(t.numel() * t.element_size() for t in state.values())
+    with staged(folder, False, need) as stage:
+        stage.mkdir()
+        save_file(state, stage / "weights.safetensors")
+        save_file({n: b.contiguous() for n, b in masks.items()} or {"": torch.zeros(0)}, stage / "masks.safetensors")
+        (stage / "round.json").write_text(json.dumps(facts, indent=1), "utf-8")
+    return Round(folder, **facts)
+
+
+def write_snapshot(path: Path, state: dict[str, Any]) -> None:
+    """Puts what a run may be rewound to on disk, whole."""
+    with staged(path, True, 0) as stage, stage.open("wb") as f:
+        torch.save(state, f)
+
+
+def read_snapshot(path: Path) -> dict[str, Any]:
+    """What `write_snapshot` wrote."""
+    found: dict[str, Any] = torch.load(path, weights_only=True)
+    return found
+
+
+@contextmanager
+def locked(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Holds a run's folder; makes it if it is not there.
+
+    Raises:
+        BadInput: it cannot be written, another run holds it, or it belongs to a run with other settings.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / "lock").open("w")
+    except OSError as e:
+        raise BadInput(f"the run folder {folder} cannot be written: {e}.") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BadInput(f"another run is at work in {folder}: wait for it, or choose another folder.") from None
+        _same_settings(folder / "run.json", json.loads(json.dumps(dict(settings))))
+        yield
+
+
+def _same_settings(path: Path, settings: dict[str, Any]) -> None:
+    if not path.exists():
+        text = json.dumps(settings, indent=1)
+        with staged(path, False, len(text)) as stage:
+            stage.write_text(text, "utf-8")
+        return
+    before = json.loads(path.read_text("utf-8"))
+    if before != settings:
+        odd = [k for k in {*before, *settings} if before.get(k) != settings.get(k)]
+        told = "; ".join(f"{k}: {before.get(k)!r} then, {settings.get(k)!r} now" for k in sorted(odd))
+        raise BadInput(f"{path.parent} holds a run with other settings ({told}): choose another folder.")
