@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -109,18 +109,19 @@ def locked(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     Raises:
         BadInput: it cannot be written, another run holds it, or it belongs to a run with other settings.
     """
+    lock = FileLock(folder / "lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / "lock").open("w")
+        lock.acquire()
+    except Timeout:
+        raise BadInput(f"another run is at work in {folder}: wait for it, or choose another folder.") from None
     except OSError as e:
         raise BadInput(f"the run folder {folder} cannot be written: {e}.") from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BadInput(f"another run is at work in {folder}: wait for it, or choose another folder.") from None
+    try:
         _same_settings(folder / "run.json", json.loads(json.dumps(dict(settings))))
         yield
+    finally:
+        lock.release()
 
 
 def _same_settings(path: Path, settings: dict[str, Any]) -> None:
