@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import import_time, memory, probes, scaling, speed
+from benchmarks import import_time, memory, probes, scaling, speed, train_step
 from benchmarks.result import Result
 
-ALL = {m.__name__.rpartition(".")[2]: m for m in (import_time, probes, speed, memory, scaling)}
+ALL = {m.__name__.rpartition(".")[2]: m for m in (import_time, probes, speed, memory, scaling, train_step)}
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 

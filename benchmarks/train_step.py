@@ -1,0 +1,131 @@
+"""What holding zeros costs a training step: AdamW on a residual MLP of 28 M weights, 90 % sparse, beside the dense step.
+
+Flush-to-zero is on: Adam's second moments of weights that get no gradient decay through the denormals, which would slow
+every candidate down and say nothing of masks.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import prune as torch_prune
+
+import secateur
+from benchmarks import machine
+from benchmarks.result import Bar, Result, Table
+from benchmarks.timing import spread, take_turns
+
+WIDTH, BLOCKS, CLASSES = 1024, 13, 10
+SPARSITY = 0.9
+MOST = {64: 1.10, 256: 1.05, 1024: 1.02}
+"""The bar for each batch size: our step as a multiple of the dense one."""
+
+
+class ResidualMLP(nn.Module):
+    """13 blocks ``x + W2 relu(W1 norm(x))``, all 1024 wide, and an output: 27.3 M weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
+            for _ in range(BLOCKS)
+        )
+        self.output = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(n, 1024)`` to logits ``(n, 10)``."""
+        for block in self.blocks:
+            x = x + block(x)
+        return self.output(x)
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return ResidualMLP()
+
+
+def _step_of(model: nn.Module, batch: int) -> Callable[[], None]:
+    """One update, on the same batch each time."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    generator = torch.Generator().manual_seed(batch)
+    x = torch.randn(batch, WIDTH, generator=generator)
+    y = torch.randint(CLASSES, (batch,), generator=generator)
+    return partial(_update, model, optimizer, x, y)
+
+
+def _update(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> None:
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+
+
+def ours(batch: int) -> Callable[[], None]:
+    """With a `secateur.Pruner`."""
+    model = _network()
+    secateur.prune(model, SPARSITY)
+    step = _step_of(model, batch)
+    secateur.Pruner(model, step.args[1])  # type: ignore[attr-defined]
+    return step
+
+
+def torchs(batch: int) -> Callable[[], None]:
+    """With ``torch.nn.utils.prune``, which multiplies by a mask in every forward pass."""
+    model = _network()
+    pairs = [(m, "weight") for m in model.modules() if isinstance(m, nn.Linear)]
+    torch_prune.global_unstructured(pairs, torch_prune.L1Unstructured, amount=SPARSITY)
+    return _step_of(model, batch)
+
+
+def boolean(batch: int) -> Callable[[], None]:
+    """With a bool mask a weight and ``masked_fill_`` after the step."""
+    model = _network()
+    secateur.prune(model, SPARSITY)
+    gone = [(p, p == 0) for p in model.parameters() if p.ndim == 2]
+    step = _step_of(model, batch)
+
+    def update() -> None:
+        step()
+        with torch.no_grad():
+            for p, where in gone:
+                p.masked_fill_(where, 0.0)
+
+    return update
+
+
+CANDIDATES = {
+    "dense": lambda batch: _step_of(_network(), batch), "secateur.Pruner": ours,
+    "bool masks, masked_fill_": boolean, "torch.nn.utils.prune": torchs,
+}  # fmt: skip
+
+
+def run(full: bool) -> Result:
+    """Measures everything this page is about, on one thread."""
+    before, threads, repeats = machine.load(), torch.get_num_threads(), 15 if full else 5
+    rows, bars = [], []
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(1)
+    try:
+        for batch, most in MOST.items():
+            steps = {name: make(batch) for name, make in CANDIDATES.items()}
+            times = take_turns(steps, lambda: None, repeats)
+            ratios = {name: t.per(times["dense"]) for name, t in times.items()}
+            rows.append((str(batch), times["dense"].milliseconds(), *(spread(ratios[n]) for n in list(CANDIDATES)[1:])))
+            bars.append(
+                Bar(f"batch {batch}: step, of the dense one", statistics.median(ratios["secateur.Pruner"]), most)
+            )
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
+    weights = sum(p.numel() for p in _network().parameters() if p.ndim == 2)
+    title = (
+        f"AdamW, {weights / 1e6:.1f} M weights, {SPARSITY:.0%} sparse, one thread, {repeats} turns: median (min–max)"
+    )
+    tables = [Table(title, ("batch", "dense step, ms", *(f"× dense: {n}" for n in list(CANDIDATES)[1:])), rows)]
+    command = f"python -m benchmarks train_step{' --full' if full else ''}"
+    return Result("train_step", command, machine.machine(before), tables, bars)
