@@ -1,0 +1,1 @@
+"""Recipes: a whole experiment in one YAML file."""
