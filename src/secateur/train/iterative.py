@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def iterate(
     rounds: int = 10,
     rate: float | Mapping[str, float] = 0.2,
     target: float | None = None,
+    sparsities: Sequence[float] | None = None,
     rewind: Rewind = "init",
     control: Control = None,
     seed: int = 0,
@@ -57,6 +59,7 @@ def iterate(
         rate: share of what is left that goes in each round; globs to shares for layers of their own (``{"output": 0.1}``),
             with ``"*"`` for the rest (0.2 if it is not named).
         target: instead of ``rate``: the sparsity of the last round; every round then takes the same share.
+        sparsities: instead of ``rounds`` and ``rate``: what each round asks for, rising.
         rewind: ``"init"`` or a step k: weights, buffers, optimizer, scheduler, random numbers and the order of the data are
             those of that step of the dense round. ``"lr"``: the weights stay, the learning rate of the last
             ``retrain_epochs`` is run again. ``"linear"``: the weights stay, the learning rate goes to zero in a straight
@@ -87,9 +90,10 @@ def iterate(
     """
     if (loss is None) == (train is None):
         raise BadInput("give loss= for the built-in loop, or train= for one of your own; one of the two.")
-    asked = _sparsities(rounds, rate, target)
+    asked = _asked(rounds, rate, target) if sparsities is None else _given(sparsities)
+    rounds = len(asked)
     settings = {
-        "epochs": epochs, "retrain_epochs": retrain_epochs, "rounds": rounds, "rate": rate, "target": target,
+        "epochs": epochs, "retrain_epochs": retrain_epochs, "rounds": rounds, "rate": rate, "target": target, "sparsities": sparsities,
         "rewind": rewind, "control": control, "seed": seed, "choice": {k: repr(v) for k, v in sorted(choice.items())},
     }  # fmt: skip
     root = Path(folder)
@@ -106,7 +110,14 @@ def iterate(
         return done
 
 
-def _sparsities(rounds: int, rate: float | Mapping[str, float], target: float | None) -> list[Asked]:
+def _given(sparsities: Sequence[float]) -> list[Asked]:
+    found: list[Asked] = [check_sparsity(s, "sparsities") for s in sparsities]
+    if not found or any(a >= b for a, b in pairwise(sparsities)):
+        raise BadInput(f"sparsities must rise, one a round; got {list(sparsities)}.")
+    return found
+
+
+def _asked(rounds: int, rate: float | Mapping[str, float], target: float | None) -> list[Asked]:
     """What each round asks for, on the original size."""
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise BadInput(f"rounds is a number of rounds, an int >= 1; got {rounds!r}.")

@@ -1,0 +1,1 @@
+"""Networks and data that the example recipes name."""

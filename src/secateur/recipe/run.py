@@ -1,0 +1,250 @@
+"""Runs a recipe: every cell, a seed, a method and a sparsity, is an artefact on disk, so that a run can be taken up."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+
+import secateur
+from secateur.core import schedules
+from secateur.errors import BadInput, BadTensor
+from secateur.stores.staging import staged
+from secateur.train.rounds import locked
+
+from .schema import Call, Choice, Finetune, Iterate, Method, Prune, Recipe, Training
+
+
+class Data(Protocol):
+    """What a recipe's ``data`` function returns for a seed."""
+
+    test: tuple[Tensor, Tensor]
+
+    def train(self, generator: torch.Generator) -> Iterable[tuple[Tensor, Tensor]]:
+        """The batches of one epoch, (inputs, labels), with a length, in an order drawn from the generator."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What came out of one method at one sparsity with one seed."""
+
+    seed: int
+    method: str
+    asked: float
+    sparsity: float
+    metrics: dict[str, float]
+    epochs: int
+
+
+Progress = Callable[[str, int, int], None]
+"""``(what, done, total)``, called after every step."""
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Progress for nobody."""
+
+
+def resolve(call: Call) -> Callable[..., Any]:
+    """The function a recipe names, with its arguments.
+
+    Raises:
+        BadInput: there is no such module or function.
+    """
+    module, _, name = call.call.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise BadInput(f"{call.call!r} cannot be found: {e}.") from None
+    return lambda *a: function(*a, **call.args)
+
+
+def accuracy(model: nn.Module, data: Data) -> dict[str, float]:
+    """Share of the test part that is classified right, in percent; what ``evaluate`` is by default."""
+    x, y = data.test
+    right = sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True))
+    return {"accuracy": 100 * right / len(y)}
+
+
+def run(recipe: Recipe, progress: Progress = quiet) -> list[Cell]:
+    """Runs what is not there yet, and returns every cell.
+
+    Raises:
+        BadInput: the folder is in use, or holds another recipe; a function of the recipe cannot be found.
+    """
+    root = Path(recipe.folder)
+    with locked(root, recipe.model_dump(mode="json")):
+        cells = [c for seed in recipe.seeds for c in _Seed(recipe, root / f"seed-{seed}", seed, progress).cells()]
+        text = json.dumps([vars(c) for c in cells], indent=1)
+        with staged(root / "results.json", True, len(text)) as stage:
+            stage.write_text(text, "utf-8")
+    return cells
+
+
+class _Seed:
+    """Everything that is done with one seed."""
+
+    def __init__(self, recipe: Recipe, root: Path, seed: int, progress: Progress) -> None:
+        self.recipe, self.root, self.seed, self.progress = recipe, root, seed, progress
+        root.mkdir(exist_ok=True)
+        self.data: Data = resolve(recipe.data)(seed)
+        score = resolve(recipe.evaluate) if recipe.evaluate is not None else accuracy
+        self.evaluate: Callable[[nn.Module], dict[str, float]] = lambda model: score(model, self.data)
+
+    def model(self) -> nn.Module:
+        """The network as the seed initialises it."""
+        torch.manual_seed(self.seed)
+        built: nn.Module = resolve(self.recipe.model)()
+        return built
+
+    def cells(self) -> Iterator[Cell]:
+        """The dense network, then every method at every sparsity."""
+        dense = self.root / "dense"
+        yield self._cell(dense, "dense", 0.0, self.recipe.train.epochs, self._dense)
+        for name, method in self.recipe.methods.items():
+            if method.iterate is not None:
+                yield from self._iterated(name, method.iterate)
+                continue
+            for s in self.recipe.sparsities:
+                what = f"{name}-{s}"
+                yield self._cell(
+                    self.root / what, name, s, self._epochs(method), lambda m=method, s=s: self._pruned(m, s)
+                )
+
+    def _epochs(self, method: Method) -> int:
+        again = 0 if method.finetune is None else method.finetune.epochs
+        return self.recipe.train.epochs + again
+
+    def _cell(self, folder: Path, method: str, asked: float, epochs: int, make: Callable[[], nn.Module]) -> Cell:
+        """Reads a cell that is there, or makes it and puts it on disk, whole."""
+        if not folder.exists():
+            model = make()
+            model.eval()
+            with torch.no_grad():
+                metrics = self.evaluate(model)
+            sparsity = secateur.inspect(model).sparsity if asked else 0.0
+            self._write(folder, model, Cell(self.seed, method, asked, sparsity, metrics, epochs))
+        return Cell(**json.loads((folder / "cell.json").read_text("utf-8")))
+
+    def _write(self, folder: Path, model: nn.Module, cell: Cell) -> None:
+        state = {n: t.detach().clone().contiguous() for n, t in model.state_dict().items()}
+        with staged(folder, False, sum(t.numel() * t.element_size() for t in state.values())) as stage:
+            stage.mkdir()
+            save_file(state, stage / "weights.safetensors")
+            (stage / "cell.json").write_text(json.dumps(vars(cell)), "utf-8")
+
+    def _dense(self) -> nn.Module:
+        model = self.model()
+        self._train(model, self.recipe.train, "dense")
+        return model
+
+    def _pruned(self, method: Method, sparsity: float) -> nn.Module:
+        assert method.prune is not None
+        model, choice = self.model(), _choice(method.prune)
+        if method.prune.schedule == "gradual":
+            longer = Training(**{**self.recipe.train.model_dump(), "epochs": self._epochs(method)})
+            self._train(model, longer, f"gradual to {sparsity:g}", sparsity, choice)
+            return model
+        model.load_state_dict(load_file(self.root / "dense" / "weights.safetensors"))
+        secateur.prune(model, sparsity, **choice)
+        if method.finetune is not None:
+            self._train(model, _again(self.recipe.train, method.finetune), f"fine-tuning at {sparsity:g}", None, choice)
+        return model
+
+    def _train(
+        self,
+        model: nn.Module,
+        how: Training,
+        what: str,
+        target: float | None = None,
+        choice: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Trains with zeros held where ``choice`` is given, and pruned gradually where ``target`` is."""
+        steps_per_epoch = len(self.data.train(torch.Generator()))  # type: ignore[arg-type]
+        steps = how.epochs * steps_per_epoch
+        optimizer = resolve(how.optimizer)(model.parameters())
+        rate = LambdaLR(optimizer, lambda t: _rate(how.learning_rate, t, steps))
+        schedule = None if target is None else schedules.auto(target, steps)
+        pruner = None if choice is None else secateur.Pruner(model, optimizer, schedule, **choice)
+        log = self.root / f"{what.replace(' ', '-')}.jsonl"
+        model.train()
+        with log.open("w", encoding="utf-8") as lines:
+            for t, (x, y) in enumerate(_batches(self.data, self.seed, how.epochs)):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                if not math.isfinite(value := float(loss.detach())):
+                    raise BadTensor(f"{what}: the loss is {value} at step {t}; what was finished before is kept.")
+                loss.backward()
+                optimizer.step()
+                rate.step()
+                asked = 0.0 if schedule is None else schedule(t + 1)
+                lines.write(json.dumps({"step": t + 1, "loss": value, "sparsity": asked}) + "\n")
+                self.progress(f"seed {self.seed}: {what}", t + 1, steps)
+        if pruner is not None:
+            pruner.close()
+
+    def _iterated(self, name: str, how: Iterate) -> Iterator[Cell]:
+        """One run through all sparsities, with rounds between them."""
+        asked = _between(self.recipe.sparsities, how.rounds)
+        train = self.recipe.train
+        per_epoch = len(self.data.train(torch.Generator()))  # type: ignore[arg-type]
+
+        def make_optimizer(model: nn.Module) -> tuple[Any, Any]:
+            optimizer = resolve(train.optimizer)(model.parameters())
+            return optimizer, LambdaLR(optimizer, lambda t: _rate(train.learning_rate, t, train.epochs * per_epoch))
+
+        choice = {**_choice(how), "criterion": "magnitude"}
+        rounds = secateur.iterate(
+            self.model(), self.root / name, make_optimizer=make_optimizer, make_data=self.data.train,
+            loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), evaluate=self.evaluate,
+            epochs=train.epochs, retrain_epochs=how.epochs, sparsities=asked, rewind=how.rewind, control=how.control,
+            seed=self.seed, **choice,
+        )  # fmt: skip
+        spent = 0
+        for r in rounds:
+            spent += r.how["steps"] // per_epoch
+            if r.asked in self.recipe.sparsities:
+                yield Cell(self.seed, name, r.asked, r.sparsity, r.metrics, spent)
+
+
+def _choice(how: Choice) -> dict[str, Any]:
+    return how.model_dump(exclude={"schedule", "epochs", "rounds", "rewind", "control"})
+
+
+def _again(train: Training, finetune: Finetune) -> Training:
+    return Training(epochs=finetune.epochs, optimizer=train.optimizer, learning_rate=finetune.learning_rate)
+
+
+def _batches(data: Data, seed: int, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for epoch in range(epochs):
+        yield from data.train(torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+
+def _rate(kind: str, step: int, steps: int) -> float:
+    if kind == "constant":
+        return 1.0
+    left = max(0.0, 1 - step / steps)
+    return left if kind == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+
+
+def _between(sparsities: list[float], rounds: int) -> list[float]:
+    """The sparsity of every round: from each to the next in ``rounds`` rounds that take the same share of what is left."""
+    out, before = [], 0.0
+    for s in sparsities:
+        out += [1 - (1 - before) ** (1 - r / rounds) * (1 - s) ** (r / rounds) for r in range(1, rounds)]
+        out.append(s)
+        before = s
+    return out
+
+
+__all__ = ["Cell", "Data", "Method", "Prune", "run"]
