@@ -117,6 +117,27 @@ def prune_command(
         _show(report.to_json() if json else list(renderables(report)))
 
 
+@app.command("run", epilog=EXIT_CODES)
+def run_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, YAML.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, such as train.epochs=3; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print it; run nothing.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Run a recipe: train, prune in several ways, compare."""
+    from . import recipes  # pydantic and yaml, for those who run one
+
+    asked = recipes.prepared(recipe, settings or [], resume or dry_run)
+    if dry_run:
+        _show(asked.model_dump_json(indent=2))
+        return
+    cells = recipes.run_shown(asked)
+    _show(recipes.as_json(cells) if json else [recipes.table(asked, cells), f"Written to {asked.folder}."])
+
+
 def _show(what: str | list[Any]) -> None:
     if isinstance(what, str):
         typer.echo(what)

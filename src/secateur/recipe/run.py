@@ -22,7 +22,7 @@ from secateur.errors import BadInput, BadTensor
 from secateur.stores.staging import staged
 from secateur.train.rounds import locked
 
-from .schema import Call, Choice, Finetune, Iterate, Method, Prune, Recipe, Training
+from .schema import Call, Choice, Finetune, Iterate, Method, Recipe, Training
 
 
 class Data(Protocol):
@@ -245,6 +245,3 @@ def _between(sparsities: list[float], rounds: int) -> list[float]:
         out.append(s)
         before = s
     return out
-
-
-__all__ = ["Cell", "Data", "Method", "Prune", "run"]

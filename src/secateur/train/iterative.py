@@ -93,8 +93,8 @@ def iterate(
     asked = _asked(rounds, rate, target) if sparsities is None else _given(sparsities)
     rounds = len(asked)
     settings = {
-        "epochs": epochs, "retrain_epochs": retrain_epochs, "rounds": rounds, "rate": rate, "target": target, "sparsities": sparsities,
-        "rewind": rewind, "control": control, "seed": seed, "choice": {k: repr(v) for k, v in sorted(choice.items())},
+        "epochs": epochs, "retrain_epochs": retrain_epochs, "rounds": rounds, "rate": rate, "target": target,
+        "sparsities": sparsities, "rewind": rewind, "control": control, "seed": seed, "choice": {k: repr(v) for k, v in sorted(choice.items())},
     }  # fmt: skip
     root = Path(folder)
     with locked(root, settings):

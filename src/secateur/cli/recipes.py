@@ -1,0 +1,78 @@
+"""``secateur run``: a recipe with a bar, and a table at the end."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from secateur.errors import OutputExists
+from secateur.recipe import load
+from secateur.recipe.run import Cell, run
+from secateur.recipe.run import Progress as Told
+from secateur.recipe.schema import Recipe
+
+
+def prepared(path: Path, settings: Sequence[str], resume: bool) -> Recipe:
+    """A recipe, read and checked; its folder is free, or is to be taken up. Its functions may lie in this folder."""
+    sys.path.insert(0, str(Path.cwd()))
+    recipe = load.read(path, settings)
+    if (Path(recipe.folder) / "run.json").exists() and not resume:
+        raise OutputExists(f"{recipe.folder} holds a run already: go on with it with --resume, or --set folder=….")
+    return recipe
+
+
+def run_shown(recipe: Recipe) -> list[Cell]:
+    """Runs a recipe with a bar on the terminal; silent elsewhere."""
+    with _bar() as told:
+        return run(recipe, told)
+
+
+@contextmanager
+def _bar() -> Iterator[Told]:
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        tasks: dict[str, int] = {}
+
+        def told(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done)  # type: ignore[arg-type]
+
+        yield told
+
+
+def table(recipe: Recipe, cells: Sequence[Cell]) -> Table:
+    """One row a method and sparsity: mean over the seeds, and the spread where there are several."""
+    names = list(dict.fromkeys(m for c in cells for m in c.metrics))
+    shown = Table(title=Text(recipe.name), title_justify="left")
+    shown.add_column("method")
+    for head in ("sparsity", "epochs", *names):
+        shown.add_column(Text(head), justify="right")
+    groups: dict[tuple[str, float], list[Cell]] = {}
+    for c in cells:
+        groups.setdefault((c.method, c.asked), []).append(c)
+    for (method, _), some in groups.items():
+        values = [_spread([c.metrics[n] for c in some if n in c.metrics]) for n in names]
+        shown.add_row(Text(method), f"{some[0].sparsity:.4f}", str(some[0].epochs), *values)
+    return shown
+
+
+def as_json(cells: Sequence[Cell]) -> str:
+    """Every cell."""
+    return json.dumps([vars(c) for c in cells], indent=1)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.2f}" if values else ""
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
