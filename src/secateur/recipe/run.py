@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,7 +100,12 @@ class _Seed:
         root.mkdir(exist_ok=True)
         self.data: Data = resolve(recipe.data)(seed)
         score = resolve(recipe.evaluate) if recipe.evaluate is not None else accuracy
-        self.evaluate: Callable[[nn.Module], dict[str, float]] = lambda model: score(model, self.data)
+        self._score = score
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """The metrics of a model, in evaluation mode."""
+        found: dict[str, float] = self._score(model, self.data)
+        return found
 
     def model(self) -> nn.Module:
         """The network as the seed initialises it."""
@@ -117,9 +123,7 @@ class _Seed:
                 continue
             for s in self.recipe.sparsities:
                 what = f"{name}-{s}"
-                yield self._cell(
-                    self.root / what, name, s, self._epochs(method), lambda m=method, s=s: self._pruned(m, s)
-                )
+                yield self._cell(self.root / what, name, s, self._epochs(method), partial(self._pruned, method, s))
 
     def _epochs(self, method: Method) -> int:
         again = 0 if method.finetune is None else method.finetune.epochs

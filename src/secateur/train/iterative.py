@@ -94,7 +94,8 @@ def iterate(
     rounds = len(asked)
     settings = {
         "epochs": epochs, "retrain_epochs": retrain_epochs, "rounds": rounds, "rate": rate, "target": target,
-        "sparsities": sparsities, "rewind": rewind, "control": control, "seed": seed, "choice": {k: repr(v) for k, v in sorted(choice.items())},
+        "sparsities": sparsities, "rewind": rewind, "control": control, "seed": seed,
+        "choice": {k: repr(v) for k, v in sorted(choice.items())},
     }  # fmt: skip
     root = Path(folder)
     with locked(root, settings):
