@@ -72,7 +72,7 @@ class Polynomial:
         done = _progress(self, step)
         if done is None or done == 1:
             return 0.0 if done is None else self.target
-        return self.target + (self.initial - self.target) * float((1 - done) ** self.power)
+        return _between(self, self.target + (self.initial - self.target) * float((1 - done) ** self.power))
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,7 +95,7 @@ class Exponential:
         done = _progress(self, step)
         if done is None or done == 1:
             return 0.0 if done is None else self.target
-        return 1 - float((1 - self.initial) ** (1 - done) * (1 - self.target) ** done)
+        return _between(self, 1 - float((1 - self.initial) ** (1 - done) * (1 - self.target) ** done))
 
 
 @dataclass(frozen=True, repr=False)
@@ -292,6 +292,11 @@ def _progress(s: Polynomial | Exponential, step: int) -> float | None:
     if step >= s.end:
         return 1.0
     return (step - s.begin) // s.every * s.every / (s.end - s.begin)
+
+
+def _between(s: Polynomial | Exponential, value: float) -> float:
+    """A value on the way that rounding may have put beyond one of the ends."""
+    return min(max(value, s.initial), s.target)
 
 
 def _check_way(target: float, begin: int, end: int, every: int, initial: float) -> None:
