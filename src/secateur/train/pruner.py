@@ -52,7 +52,7 @@ class Pruner:
         schedule: ``step -> sparsity`` (`secateur.schedules` or any function). ``None`` holds what is zero now; tensors that
             are wholly zero (LoRA's B) are not held.
         criterion, allocation, pattern, include, ignore, max_sparsity, min_keep, roles: as for `secateur.prune`.
-        regrow: let weights live again where the schedule asks for less than before (AC/DC).
+        regrow: let all weights live again where the schedule falls to 0 (AC/DC).
         grad_mask: mask gradients; ``False`` for methods that look at the gradients of pruned weights. The weights are then
             masked after every step.
         state_keys: names of further optimizer state that belongs to single weights.
@@ -223,8 +223,10 @@ class Pruner:
     def _change(self, value: float) -> None:
         """Prunes to a sparsity, and takes what is zero then as the mask."""
         self._mask_weights()
-        if self._regrow and value < self._value:
-            self._bits.clear()
+        if self._regrow and not value:
+            self._bits.clear()  # what is zero now is not held: it may grow again
+            self._value = value
+            return
         try:
             made = self._plan(value)
         except BadTensor as e:
