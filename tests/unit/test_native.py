@@ -307,3 +307,26 @@ def test_kernel_objects_share_no_functions(tmp_path: Path, engine: tuple[str, in
     symbols = [line.split()[-2:] for line in listing.splitlines()]
     assert [name for kind, name in symbols if kind in "DRB"] == [f"secateur::kernels_{isa}"]
     assert [name for kind, name in symbols if kind in "WwVvuT"] == []
+
+
+@each_dtype
+def test_keep_and_live_go_by_packed_bits(dtype: torch.dtype) -> None:
+    for t in examples(dtype):
+        n, keys, original = t.numel(), keys_of(t), bits_of(t).clone()
+        live = torch.full(((n + 7) // 8,), 255, dtype=torch.uint8)
+        native.live(t, live)
+        assert np.array_equal(live.numpy(), np.packbits(keys != 0, bitorder="little"))
+        assert torch.equal(bits_of(t), original)
+        keep = np.random.default_rng(n).random(n) < 0.5
+        native.keep(t, torch.from_numpy(np.packbits(keep, bitorder="little")))
+        assert torch.equal(bits_of(t), torch.where(torch.from_numpy(keep), original, 0))
+
+
+def test_keep_and_live_stay_within_their_slices() -> None:
+    base, bits = torch.full((1000,), 3.0), torch.full((120,), 77, dtype=torch.uint8)
+    native.live(base[17:900], bits[4:115])
+    assert (bits[:4] == 77).all() and (bits[115:] == 77).all() and (bits[4:114] == 255).all() and bits[114] == 7
+    native.keep(base[17:900], torch.zeros(111, dtype=torch.uint8))
+    assert (base[17:900] == 0).all() and (base[:17] == 3).all() and (base[900:] == 3).all()
+    with pytest.raises(ValueError, match="have 111 bytes"):
+        native.keep(base[17:900], torch.zeros(110, dtype=torch.uint8))
