@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.core.bits import count_kept, keep_, live_bits, unpack
+from secateur.core.bits import count_kept, keep_, live_bits, pack, unpack
 from secateur.core.criteria import Criterion
 from secateur.core.make import Request, eligible, make
 from secateur.core.patterns import Channel, Pattern
@@ -184,6 +184,26 @@ class Pruner:
         self._handles.append(inner.register_step_post_hook(self._stepped))
         mask_state([inner], self._masked(), self._state_keys)
 
+    def hold(self, masks: Mapping[str, Tensor]) -> None:
+        """Takes masks as they are, instead of what is zero now: those of a ticket, packed, or bool of a tensor's shape.
+
+        Raises:
+            PlanMismatch: a mask of no tensor here, or of another shape. Nothing has been touched.
+        """
+        known = {n: s for s in self._store.specs() for n in (s.name, *s.aliases)}
+        found = {}
+        for name, mask in masks.items():
+            spec = known.get(name)
+            packed = pack(mask) if spec is not None and mask.dtype == torch.bool and mask.shape == spec.shape else mask
+            if spec is None or packed.dtype != torch.uint8 or packed.numel() != (spec.numel + 7) // 8:
+                raise PlanMismatch(
+                    f"the mask of {spec or repr(name)} does not have a bit for each weight of such a tensor."
+                )
+            found[spec.name] = packed.clone().to(self._store.entry(spec).tensor.device)
+        self._bits = found
+        self._mask_weights()
+        mask_state(self._optimizers, self._masked(), self._state_keys)
+
     def step(self) -> None:
         """Call it after every ``optimizer.step()``, where no optimizer was given.
 
@@ -352,13 +372,8 @@ class Pruner:
                 f"{n}: {theirs.get(n, 'missing')} in the state, {mine.get(n, 'missing')} here" for n in odd[:6]
             )
             raise PlanMismatch(f"the state is of another model or another choice of tensors: {told}.")
-        known = {s.name: s for s in self._store.specs()}
-        for name, bits in state["masks"].items():
-            if name not in known or bits.dtype != torch.uint8 or bits.numel() != (known[name].numel + 7) // 8:
-                raise PlanMismatch(f"the mask of {known.get(name, name)} does not have a bit for each weight.")
+        self.hold(state["masks"])
         self._steps, self._value, self._waiting = state["steps"], state["value"], 0
-        self._bits = {n: b.clone().to(self._store.entry(known[n]).tensor.device) for n, b in state["masks"].items()}
-        self._mask_weights()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
         """A pruner of the copied model and optimizers, where they are copied along; hooks of its own."""
