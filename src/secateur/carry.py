@@ -11,12 +11,13 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
+from secateur.core.bits import pack
 from secateur.core.elements import Measured, Meter, chunks_of, survey
 from secateur.core.fast import settle
 from secateur.core.keys import FORMATS
 from secateur.core.make import Request, make
 from secateur.core.patterns import Channel, Unstructured
-from secateur.core.plan import Plan, Row, gone, pack, row_of
+from secateur.core.plan import Plan, Row, gone, row_of
 from secateur.core.select import Cut, identity
 from secateur.core.types import Part, Spec
 from secateur.core.write import count_row, write_rows

@@ -40,7 +40,7 @@ def test_all_is_what_is_public() -> None:
         for name, obj in vars(secateur).items()
         if not name.startswith("_") and not isinstance(obj, types.ModuleType) and name != "annotations"
     }
-    assert set(PUBLIC) == found
+    assert {name for name in PUBLIC if not isinstance(getattr(secateur, name), types.ModuleType)} == found
 
 
 def test_all_is_sorted_and_short() -> None:

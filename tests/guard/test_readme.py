@@ -24,6 +24,7 @@ def given() -> dict[str, Any]:
     return {
         "secateur": secateur,
         "model": model,
+        "optimizer": torch.optim.AdamW(model.parameters()),
         "state_dict": {"layer.weight": torch.randn(8, 8) / 100},
         "example_input": batch,
         "loader": [batch, batch],

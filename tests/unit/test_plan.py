@@ -14,7 +14,8 @@ from torch import Tensor
 
 import secateur
 from secateur import Plan
-from secateur.core.plan import gone, keep_mask, pack, unpack
+from secateur.core.bits import pack, unpack
+from secateur.core.plan import gone, keep_mask
 from secateur.core.types import Part
 from secateur.errors import BadInput, PlanMismatch, SecateurWarning
 from tests.property.worlds import example

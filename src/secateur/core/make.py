@@ -25,6 +25,7 @@ from .allocate import (
     prune_count,
     refuse_infeasible,
 )
+from .bits import pack
 from .choose import Groups, Selector, Source, Taken, Units, selector_of, settled
 from .combine import Choice, why_refused
 from .criteria import Criterion, describe, is_named, magnitude
@@ -32,7 +33,7 @@ from .elements import Facts
 from .keys import key_at_least
 from .lamp import Counted, all_finite, count_together, lamp_counts
 from .patterns import NM, Block, Channel, Pattern
-from .plan import Plan, Row, pack, row_of
+from .plan import Plan, Row, row_of
 from .select import Cut, identity
 from .spelling import Allocation, allocation_of, criterion_of, describe_allocation, pattern_of
 from .types import Parts, Reduce, Spec

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from secateur.errors import BadInput, PlanMismatch
 
+from .bits import unpack
 from .choose import Source, selector_of
 from .criteria import Criterion, RandomCriterion, magnitude
 from .elements import chunks_of
@@ -257,18 +257,6 @@ def named_criterion(name: str) -> Criterion:
     if name.startswith("random(") and name.endswith(")"):
         return RandomCriterion(int(name[7:-1]))
     raise PlanMismatch(f"the plan's criterion {name!r} needs its masks, which are not here.")
-
-
-def pack(keep: Tensor) -> Tensor:
-    """A keep-mask as packed bits, lowest bit first, row-major."""
-    return torch.from_numpy(np.packbits(keep.reshape(-1).cpu().numpy(), bitorder="little"))
-
-
-def unpack(bits: Tensor, start: int, count: int) -> Tensor:
-    """``count`` flat elements of a keep-mask from packed bits, from flat index ``start``."""
-    first = start // 8
-    raw = bits[first : (start + count + 7) // 8].cpu().numpy()
-    return torch.from_numpy(np.unpackbits(raw, bitorder="little")[start - 8 * first :][:count].astype(bool))
 
 
 def gone(plan: Plan, row: Row, parts: Parts, reduce: Reduce = identity) -> Iterator[tuple[Part, Tensor]]:

@@ -83,6 +83,9 @@ def run(recipe: Recipe, progress: Progress = quiet) -> list[Cell]:
     Raises:
         BadInput: the folder is in use, or holds another recipe; a function of the recipe cannot be found.
     """
+    for call in (recipe.data, recipe.model, recipe.evaluate, recipe.train.optimizer):
+        if call is not None:
+            resolve(call)
     root = Path(recipe.folder)
     with locked(root, recipe.model_dump(mode="json")):
         cells = [c for seed in recipe.seeds for c in _Seed(recipe, root / f"seed-{seed}", seed, progress).cells()]

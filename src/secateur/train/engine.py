@@ -25,6 +25,8 @@ from .rounds import Round, load_state, read_snapshot, write_round, write_snapsho
 Rewind = int | Literal["init", "lr", "linear", "finetune"]
 Control = Literal["reinit", "random"] | None
 Asked = float | dict[str, float]
+DRAWN = 0x5EC47E0000
+"""Where the seeds of the control begin: far from those that people give their networks, lest it draw the same weights."""
 WARM_UP = 0.1
 """Share of the steps over which ``rewind="linear"`` raises the learning rate from zero."""
 
@@ -167,7 +169,7 @@ class Engine:
             load_state(self.model, read_snapshot(self._snapshot(self.first))["model"])
         if control == "reinit":
             with torch.random.fork_rng():
-                torch.manual_seed(self.settings.seed * 1009 + number)
+                torch.manual_seed(DRAWN + self.settings.seed * 1009 + number)
                 draw_again(self.model)
 
     def _rewind_optimizer(self) -> tuple[Optimizer, Any]:

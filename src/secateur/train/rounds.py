@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -109,6 +108,8 @@ def locked(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     Raises:
         BadInput: it cannot be written, another run holds it, or it belongs to a run with other settings.
     """
+    from filelock import FileLock, Timeout  # for those who run one
+
     lock = FileLock(folder / "lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
