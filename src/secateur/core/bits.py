@@ -7,7 +7,8 @@ from torch import Tensor
 
 from secateur import native
 
-from .keys import FORMATS, nonzero
+from . import fast
+from .keys import nonzero
 
 CHUNK = 1 << 23
 """Elements whose mask is unpacked at a time by the torch routines; a multiple of 8."""
@@ -35,16 +36,18 @@ def unpack(bits: Tensor, start: int, count: int) -> Tensor:
     return ((raw.unsqueeze(1) & places) != 0).view(-1)[start - 8 * first :][:count]
 
 
-def _in_memory(t: Tensor) -> bool:
-    f = FORMATS.get(t.dtype)
-    plain = t.is_contiguous() and t.device.type == "cpu" and native.available()
-    return plain and f is not None and f.signed_zero
+def zero_(t: Tensor, where: Tensor) -> None:
+    """Writes +0.0 where the mask says; never by multiplication, which keeps NaN and makes -0.0."""
+    t = t.detach()
+    if t.dtype.itemsize == 1:  # torch has no masked_fill_ for 8-bit floats
+        t = t.view(torch.uint8)
+    t.masked_fill_(where, 0)
 
 
 def live_bits(t: Tensor) -> Tensor:
     """The mask of a tensor's elements that are not zero; NaN is not."""
     t = t.detach()
-    if not _in_memory(t):
+    if not fast.seen(t):
         return pack(nonzero(t))
     bits = torch.empty((t.numel() + 7) // 8, dtype=torch.uint8)
     native.live(t, bits)
@@ -54,19 +57,15 @@ def live_bits(t: Tensor) -> Tensor:
 def keep_(t: Tensor, bits: Tensor) -> None:
     """Writes +0.0, in place, over the elements whose bit is 0; ``bits`` on the tensor's device."""
     t = t.detach()
-    if _in_memory(t):
+    if fast.seen(t):
         native.keep(t, bits)
         torch.autograd.graph.increment_version(t)
-        return
-    if t.dtype.itemsize == 1:  # torch has no masked_fill_ for 8-bit floats
-        t = t.view(torch.uint8)
-    if t.is_contiguous():
-        flat = t.view(-1)
-        for at in range(0, flat.numel(), CHUNK):
-            some = flat[at : at + CHUNK]
-            some.masked_fill_(~unpack(bits, at, some.numel()), 0)
+    elif t.is_contiguous():
+        for at in range(0, t.numel(), CHUNK):
+            some = t.view(-1)[at : at + CHUNK]
+            zero_(some, ~unpack(bits, at, some.numel()))
     else:
-        t.masked_fill_(~unpack(bits, 0, t.numel()).view(t.shape), 0)
+        zero_(t, ~unpack(bits, 0, t.numel()).view(t.shape))
 
 
 def count_kept(bits: Tensor) -> int:

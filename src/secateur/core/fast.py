@@ -34,13 +34,15 @@ class Picked:
     largest: int
 
 
+def seen(t: Tensor) -> bool:
+    """Whether native routines can read and write a tensor: contiguous memory of this machine, of a format they know."""
+    f = FORMATS.get(t.dtype)
+    return f is not None and f.signed_zero and t.device.type == "cpu" and t.is_contiguous() and native.available()
+
+
 def memory(part: Part) -> Tensor | None:
     """The part as flat memory that native routines can read and write, or ``None``."""
-    t = part.tensor
-    f = FORMATS.get(t.dtype)
-    if f is None or not f.signed_zero or t.device.type != "cpu" or not t.is_contiguous() or not native.available():
-        return None
-    return t.detach().view(-1)
+    return part.tensor.detach().view(-1) if seen(part.tensor) else None
 
 
 def finite(key: int, dtype: torch.dtype) -> float | None:

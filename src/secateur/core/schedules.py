@@ -1,7 +1,7 @@
 """Schedules: pure functions from a step to a sparsity. Step t means that t updates of the optimizer are done.
 
 Any function ``step -> sparsity`` is a schedule. Those here are values too: they print as the call that makes them, compare,
-pickle, and know when they end. A schedule changes its value only at ``begin``, every ``every`` steps after it, and at
+and pickle. A schedule changes its value only at ``begin``, every ``every`` steps after it, and at
 ``end``; from ``end`` on it is the target exactly, also where ``every`` does not divide the way (a published 95 % model was
 really 94.91 % sparse, because its last update came before the end).
 
@@ -40,62 +40,58 @@ class OneShot:
         check_sparsity(self.target, "target")
         _check_step(self.at, "at")
 
-    @property
-    def end(self) -> int:
-        """The step from which the value is the target."""
-        return self.at
-
     def __call__(self, step: int) -> float:
         return self.target if step >= self.at else 0.0
 
 
 @dataclass(frozen=True, repr=False)
-class Polynomial:
-    """See `polynomial`."""
+class _Gradual:
+    """From ``initial`` at ``begin`` to ``target`` at ``end``, held between updates; how is what a kind of it says."""
 
     target: float
     begin: int
     end: int
     every: int = 1
     initial: float = 0.0
-    power: float = 3.0
 
     def __repr__(self) -> str:
-        return _shown(self, "polynomial")
+        return _shown(self, type(self).__name__.lower())
 
     def __post_init__(self) -> None:
         _check_way(self.target, self.begin, self.end, self.every, self.initial)
-        if isinstance(self.power, bool) or not isinstance(self.power, int | float) or not 0 < self.power < float("inf"):
-            raise BadInput(f"power is a number > 0; got {self.power!r}.")
 
     def __call__(self, step: int) -> float:
-        done = _progress(self, step)
-        if done is None or done == 1:
-            return 0.0 if done is None else self.target
-        return _between(self, self.target + (self.initial - self.target) * float((1 - done) ** self.power))
+        if step < self.begin or step >= self.end:
+            return self.target if step >= self.end else 0.0
+        done = (step - self.begin) // self.every * self.every / (self.end - self.begin)
+        return min(max(self._value(done), self.initial), self.target)  # rounding may put it beyond one of the ends
+
+    def _value(self, done: float) -> float:
+        """The sparsity when a share of the way is done."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, repr=False)
-class Exponential:
-    """See `exponential`."""
+class Polynomial(_Gradual):
+    """See `polynomial`."""
 
-    target: float
-    begin: int
-    end: int
-    every: int = 1
-    initial: float = 0.0
-
-    def __repr__(self) -> str:
-        return _shown(self, "exponential")
+    power: float = 3.0
 
     def __post_init__(self) -> None:
-        _check_way(self.target, self.begin, self.end, self.every, self.initial)
+        super().__post_init__()
+        if isinstance(self.power, bool) or not isinstance(self.power, int | float) or not 0 < self.power < float("inf"):
+            raise BadInput(f"power is a number > 0; got {self.power!r}.")
 
-    def __call__(self, step: int) -> float:
-        done = _progress(self, step)
-        if done is None or done == 1:
-            return 0.0 if done is None else self.target
-        return _between(self, 1 - float((1 - self.initial) ** (1 - done) * (1 - self.target) ** done))
+    def _value(self, done: float) -> float:
+        return self.target + (self.initial - self.target) * float((1 - done) ** self.power)
+
+
+@dataclass(frozen=True, repr=False)
+class Exponential(_Gradual):
+    """See `exponential`."""
+
+    def _value(self, done: float) -> float:
+        return 1 - float((1 - self.initial) ** (1 - done) * (1 - self.target) ** done)
 
 
 @dataclass(frozen=True, repr=False)
@@ -283,20 +279,6 @@ def _shown(schedule: Any, call: str) -> str:
     given = [(f.name, getattr(schedule, f.name), f.default) for f in fields(schedule)]
     shown = [f"{value!r}" if name == "target" else f"{name}={value!r}" for name, value, d in given if value != d]
     return f"schedules.{call}({', '.join(shown)})"
-
-
-def _progress(s: Polynomial | Exponential, step: int) -> float | None:
-    """The share of the way done at the last update, or ``None`` before the first."""
-    if step < s.begin:
-        return None
-    if step >= s.end:
-        return 1.0
-    return (step - s.begin) // s.every * s.every / (s.end - s.begin)
-
-
-def _between(s: Polynomial | Exponential, value: float) -> float:
-    """A value on the way that rounding may have put beyond one of the ends."""
-    return min(max(value, s.initial), s.target)
 
 
 def _check_way(target: float, begin: int, end: int, every: int, initial: float) -> None:

@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from secateur.errors import PlanMismatch
 
 from . import fast
+from .bits import zero_
 from .choose import Source, Taken, Units, selector_of, settled
 from .elements import Measured, Meter
 from .keys import FORMATS
@@ -26,14 +26,6 @@ PartsOf = Callable[[str], list[Part]]
 
 Write = Callable[[Part], None]
 """Takes a part back that has been written."""
-
-
-def zero_(t: Tensor, where: Tensor) -> None:
-    """Writes +0.0 where the mask says; never by multiplication, which keeps NaN and makes -0.0."""
-    t = t.detach()
-    if t.dtype.itemsize == 1:  # torch has no masked_fill_ for 8-bit floats
-        t = t.view(torch.uint8)
-    t.masked_fill_(where, 0)
 
 
 def count_row(plan: Plan, row: Row, parts: Parts, reduce: Reduce) -> Taken:
