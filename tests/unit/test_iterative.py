@@ -196,10 +196,13 @@ def test_tickets_can_be_listed_loaded_and_trained(tmp_path: Path) -> None:
 def test_bad_runs_are_refused(tmp_path: Path) -> None:
     for more, text in (
         ({"rounds": 0}, "rounds is a number"), ({"rate": 1.5}, "rate"), ({"loss": None}, "one of the two"),
-        ({"sparsities": [0.5, 0.4]}, "must rise"), ({"rewind": 99}, "leaves no steps"), ({"target": 90}, "Did you mean 0.9"),
+        ({"rate": {"4": 0.1}, "allocation": "erk"}, "leave allocation out"), ({"include": "nothing"}, "matches nothing"),
+        ({"rate": {"nowhere": 0.1}}, "matches none"), ({"sparsities": [0.5, 0.4]}, "must rise"),
+        ({"rewind": 99}, "leaves no steps"), ({"target": 90}, "Did you mean 0.9"),
     ):  # fmt: skip
         with pytest.raises(BadInput, match=text):
             run(tmp_path / "x", **more)
+    assert not (tmp_path / "x").exists()
     run(tmp_path / "y")
     with pytest.raises(BadInput, match=r"other settings \(rate: 0.5 then, 0.2 now\)"):
         run(tmp_path / "y", rate=0.2)
@@ -217,7 +220,7 @@ def test_a_loss_that_breaks_ends_the_run_and_keeps_the_rounds(tmp_path: Path) ->
         value = loss(model, batch)
         return value * torch.nan if (tmp_path / "round-00").exists() else value
 
-    with pytest.raises(BadTensor, match=r"the loss is nan at step 0; the rounds before are kept"):
+    with pytest.raises(BadTensor, match=r"the loss is nan at step 0; what was finished before is kept"):
         run(tmp_path, loss=broken)
     assert [r.number for r in read_rounds(tmp_path)] == [0]
     assert json.loads((tmp_path / "round-00" / "round.json").read_text())["number"] == 0

@@ -71,7 +71,7 @@ def test_every_method_reaches_every_sparsity(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert all(0 <= c.metrics["accuracy"] <= 100 for c in cells)
     assert json.loads((tmp_path / "r" / "results.json").read_text()) == [vars(c) for c in cells]
-    (log,) = (tmp_path / "r" / "seed-3").glob("gradual-to-0.75.jsonl")
+    (log,) = (tmp_path / "r" / "seed-3").glob("gradual/0.75.jsonl")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 13)) and lines[-1]["sparsity"] == 0.75
 
@@ -102,6 +102,8 @@ def test_a_run_is_taken_up_with_the_same_result(tmp_path: Path, monkeypatch: pyt
     (lambda t: t.replace("[0.5, 0.75]", "[0.75, 0.5]"), "sparsities rise"),
     (lambda t: t.replace("prune: {min_keep: 4}", "prune: {}, iterate: {epochs: 1}"), "prune or iterate, one of the two"),
     (lambda t: t.replace("tests.unit.test_recipe:network", "not a function"), "model"),
+    (lambda t: t.replace("gradual:", "../up:"), "a method is named with letters"),
+    (lambda t: t.replace("gradual:", "dense:"), "not 'dense'"),
     (lambda t: t + "extra: &a [1]\nmore: *a\n", "aliases"),
     (lambda t: "- a list\n", "should be a mapping"),
     (lambda t: "a: [1\n", "is not YAML"),
@@ -126,6 +128,25 @@ def test_settings_from_the_command_line() -> None:
 def test_numbers_without_a_dot_are_numbers() -> None:
     assert parse("a: 1e-4\nb: -2E+3\nc: 1e\nd: 1.5")["a"] == 1e-4
     assert parse("b: -2E+3")["b"] == -2000.0 and parse("c: 1e")["c"] == "1e"
+
+
+def test_what_pruning_refuses_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner._Seed, "_train", lambda *a: pytest.fail("trains"))
+    for setting, text in (
+        ("prune.ignore=nothing", "matches nothing"),
+        ("prune.pattern='3:1'", "keep=3, of=1"),
+        ("prune.allocation=all", "'all'"),
+    ):
+        with pytest.raises(BadInput, match=text):
+            run(recipe(tmp_path / setting[6:9], f"methods.gradual.{setting}"))
+
+
+def test_sparsity_is_that_of_the_chosen_weights(tmp_path: Path) -> None:
+    cells = run(
+        recipe(tmp_path / "r", "seeds=[0]", "methods.one-shot.prune.ignore='2'", "methods.gradual.prune.ignore='2'")
+    )
+    found = {(c.method, c.asked): c.sparsity for c in cells}
+    assert found["one-shot", 0.75] == found["gradual", 0.75] == 0.75
 
 
 def test_functions_that_are_not_there(tmp_path: Path) -> None:

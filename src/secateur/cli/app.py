@@ -128,14 +128,16 @@ def run_command(
     json: AsJson = False,
 ) -> None:
     """Run a recipe: train, prune in several ways, compare."""
-    from . import recipes  # pydantic and yaml, for those who run one
+    from secateur.recipe.run import to_json  # pydantic and yaml, for those who run one
+
+    from . import recipes
 
     asked = recipes.prepared(recipe, settings or [], resume or dry_run)
     if dry_run:
         _show(asked.model_dump_json(indent=2))
         return
     cells = recipes.run_shown(asked)
-    _show(recipes.as_json(cells) if json else [recipes.table(asked, cells), f"Written to {asked.folder}."])
+    _show(to_json(cells) if json else [recipes.table(asked, cells), f"Written to {asked.folder}."])
 
 
 def _show(what: str | list[Any]) -> None:

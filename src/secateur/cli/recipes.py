@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -65,11 +64,6 @@ def table(recipe: Recipe, cells: Sequence[Cell]) -> Table:
         values = [_spread([c.metrics[n] for c in some if n in c.metrics]) for n in names]
         shown.add_row(Text(method), f"{some[0].sparsity:.4f}", str(some[0].epochs), *values)
     return shown
-
-
-def as_json(cells: Sequence[Cell]) -> str:
-    """Every cell."""
-    return json.dumps([vars(c) for c in cells], indent=1)
 
 
 def _spread(values: Sequence[float]) -> str:

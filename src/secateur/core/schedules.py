@@ -13,6 +13,7 @@ The polynomial is that of Zhu and Gupta, "To prune, or not to prune" (arXiv:1710
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -45,7 +46,7 @@ class OneShot:
 
 
 @dataclass(frozen=True, repr=False)
-class _Gradual:
+class _Gradual(ABC):
     """From ``initial`` at ``begin`` to ``target`` at ``end``, held between updates; how is what a kind of it says."""
 
     target: float
@@ -66,9 +67,9 @@ class _Gradual:
         done = (step - self.begin) // self.every * self.every / (self.end - self.begin)
         return min(max(self._value(done), self.initial), self.target)  # rounding may put it beyond one of the ends
 
+    @abstractmethod
     def _value(self, done: float) -> float:
         """The sparsity when a share of the way is done."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, repr=False)

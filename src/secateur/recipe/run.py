@@ -7,21 +7,21 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 import secateur
 from secateur.core import schedules
-from secateur.errors import BadInput, BadTensor
+from secateur.errors import BadInput
 from secateur.stores.staging import staged
-from secateur.train.rounds import locked
+from secateur.train.engine import order_of, update
+from secateur.train.rounds import WEIGHTS, artefact, load_state, locked
 
 from .schema import Call, Choice, Finetune, Iterate, Method, Recipe, Training
 
@@ -89,10 +89,15 @@ def run(recipe: Recipe, progress: Progress = quiet) -> list[Cell]:
     root = Path(recipe.folder)
     with locked(root, recipe.model_dump(mode="json")):
         cells = [c for seed in recipe.seeds for c in _Seed(recipe, root / f"seed-{seed}", seed, progress).cells()]
-        text = json.dumps([vars(c) for c in cells], indent=1)
+        text = to_json(cells)
         with staged(root / "results.json", True, len(text)) as stage:
             stage.write_text(text, "utf-8")
     return cells
+
+
+def to_json(cells: Iterable[Cell]) -> str:
+    """Every cell."""
+    return json.dumps([vars(c) for c in cells], indent=1)
 
 
 class _Seed:
@@ -118,85 +123,73 @@ class _Seed:
 
     def cells(self) -> Iterator[Cell]:
         """The dense network, then every method at every sparsity."""
-        dense = self.root / "dense"
-        yield self._cell(dense, "dense", 0.0, self.recipe.train.epochs, self._dense)
+        for method in self.recipe.methods.values():  # refused now what would be refused after hours of training
+            secateur.Pruner(self.model(), **_choice(method.way)).close()
+        yield self._cell("dense", 0.0, None)
         for name, method in self.recipe.methods.items():
             if method.iterate is not None:
                 yield from self._iterated(name, method.iterate)
                 continue
             for s in self.recipe.sparsities:
-                what = f"{name}-{s}"
-                yield self._cell(self.root / what, name, s, self._epochs(method), partial(self._pruned, method, s))
+                yield self._cell(name, s, method)
 
-    def _epochs(self, method: Method) -> int:
-        again = 0 if method.finetune is None else method.finetune.epochs
+    def _epochs(self, method: Method | None) -> int:
+        again = 0 if method is None or method.finetune is None else method.finetune.epochs
         return self.recipe.train.epochs + again
 
-    def _cell(self, folder: Path, method: str, asked: float, epochs: int, make: Callable[[], nn.Module]) -> Cell:
-        """Reads a cell that is there, or makes it and puts it on disk, whole."""
+    def _cell(self, name: str, asked: float, method: Method | None) -> Cell:
+        """Reads a cell that is there, or makes it and puts it on disk, whole; ``None`` makes the dense network."""
+        folder = self.root / name / f"{asked:g}"
         if not folder.exists():
-            model = make()
+            folder.parent.mkdir(exist_ok=True)
+            model = self.model()
+            if method is None:
+                self._train(model, self.recipe.train, folder)
+            sparsity = 0.0 if method is None else self._pruned(model, method, asked, folder)
             model.eval()
             with torch.no_grad():
                 metrics = self.evaluate(model)
-            sparsity = secateur.inspect(model).sparsity if asked else 0.0
-            self._write(folder, model, Cell(self.seed, method, asked, sparsity, metrics, epochs))
+            with artefact(folder, model) as stage:
+                cell = Cell(self.seed, name, asked, sparsity, metrics, self._epochs(method))
+                (stage / "cell.json").write_text(json.dumps(vars(cell)), "utf-8")
         return Cell(**json.loads((folder / "cell.json").read_text("utf-8")))
 
-    def _write(self, folder: Path, model: nn.Module, cell: Cell) -> None:
-        state = {n: t.detach().clone().contiguous() for n, t in model.state_dict().items()}
-        with staged(folder, False, sum(t.numel() * t.element_size() for t in state.values())) as stage:
-            stage.mkdir()
-            save_file(state, stage / "weights.safetensors")
-            (stage / "cell.json").write_text(json.dumps(vars(cell)), "utf-8")
-
-    def _dense(self) -> nn.Module:
-        model = self.model()
-        self._train(model, self.recipe.train, "dense")
-        return model
-
-    def _pruned(self, method: Method, sparsity: float) -> nn.Module:
+    def _pruned(self, model: nn.Module, method: Method, sparsity: float, folder: Path) -> float:
+        """Prunes, with the training that goes with it; the sparsity found at the end."""
         assert method.prune is not None
-        model, choice = self.model(), _choice(method.prune)
+        choice = _choice(method.prune)
         if method.prune.schedule == "gradual":
             longer = Training(**{**self.recipe.train.model_dump(), "epochs": self._epochs(method)})
-            self._train(model, longer, f"gradual to {sparsity:g}", sparsity, choice)
-            return model
-        model.load_state_dict(load_file(self.root / "dense" / "weights.safetensors"))
-        secateur.prune(model, sparsity, **choice)
-        if method.finetune is not None:
-            self._train(model, _again(self.recipe.train, method.finetune), f"fine-tuning at {sparsity:g}", None, choice)
-        return model
+            self._train(model, longer, folder, sparsity, choice)
+        else:
+            load_state(model, load_file(self.root / "dense" / "0" / WEIGHTS))
+            secateur.prune(model, sparsity, **choice)
+            if method.finetune is not None:
+                self._train(model, _again(self.recipe.train, method.finetune), folder, None, choice)
+        return secateur.inspect(model, include=method.prune.include, ignore=method.prune.ignore).sparsity
 
     def _train(
         self,
         model: nn.Module,
         how: Training,
-        what: str,
+        folder: Path,
         target: float | None = None,
         choice: Mapping[str, Any] | None = None,
     ) -> None:
-        """Trains with zeros held where ``choice`` is given, and pruned gradually where ``target`` is."""
-        steps_per_epoch = len(self.data.train(torch.Generator()))  # type: ignore[arg-type]
-        steps = how.epochs * steps_per_epoch
+        """Trains with zeros held where ``choice`` is given, and pruned gradually where ``target`` is; a line a step."""
+        steps = how.epochs * len(self.data.train(torch.Generator()))  # type: ignore[arg-type]
         optimizer = resolve(how.optimizer)(model.parameters())
         rate = LambdaLR(optimizer, lambda t: _rate(how.learning_rate, t, steps))
         schedule = None if target is None else schedules.auto(target, steps)
         pruner = None if choice is None else secateur.Pruner(model, optimizer, schedule, **choice)
-        log = self.root / f"{what.replace(' ', '-')}.jsonl"
+        what = f"seed {self.seed}: {folder.parent.name}, {folder.name}"
         model.train()
-        with log.open("w", encoding="utf-8") as lines:
+        with folder.with_name(f"{folder.name}.jsonl").open("w", encoding="utf-8") as lines:
             for t, (x, y) in enumerate(_batches(self.data, self.seed, how.epochs)):
-                optimizer.zero_grad()
-                loss = F.cross_entropy(model(x), y)
-                if not math.isfinite(value := float(loss.detach())):
-                    raise BadTensor(f"{what}: the loss is {value} at step {t}; what was finished before is kept.")
-                loss.backward()
-                optimizer.step()
-                rate.step()
+                loss = update(F.cross_entropy(model(x), y), optimizer, rate, f"{what}, step {t}")
                 asked = 0.0 if schedule is None else schedule(t + 1)
-                lines.write(json.dumps({"step": t + 1, "loss": value, "sparsity": asked}) + "\n")
-                self.progress(f"seed {self.seed}: {what}", t + 1, steps)
+                lines.write(json.dumps({"step": t + 1, "loss": loss, "sparsity": asked}) + "\n")
+                self.progress(what, t + 1, steps)
         if pruner is not None:
             pruner.close()
 
@@ -234,7 +227,7 @@ def _again(train: Training, finetune: Finetune) -> Training:
 
 def _batches(data: Data, seed: int, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
     for epoch in range(epochs):
-        yield from data.train(torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        yield from data.train(order_of(seed, epoch))
 
 
 def _rate(kind: str, step: int, steps: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -76,6 +77,13 @@ class Method(Strict):
     finetune: Finetune | None = None
     iterate: Iterate | None = None
 
+    @property
+    def way(self) -> Choice:
+        """What is pruned, and how."""
+        found = self.prune or self.iterate
+        assert found is not None
+        return found
+
     @model_validator(mode="after")
     def _one_way(self) -> Method:
         if (self.prune is None) == (self.iterate is None):
@@ -98,6 +106,14 @@ class Recipe(Strict):
     train: Training
     sparsities: list[float]
     methods: dict[str, Method]
+
+    @field_validator("methods")
+    @classmethod
+    def _methods(cls, methods: dict[str, Method]) -> dict[str, Method]:
+        for name in methods:
+            if name == "dense" or not re.fullmatch(r"\w[\w +,.:-]*", name):  # each is a folder
+                raise ValueError("a method is named with letters, digits, spaces and +,.:- and not 'dense'")
+        return methods
 
     @field_validator("sparsities")
     @classmethod

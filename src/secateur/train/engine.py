@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from secateur.core import schedules
 from secateur.core.criteria import random as random_criterion
-from secateur.errors import BadInput
+from secateur.errors import BadInput, BadTensor
 
 from .pruner import Pruner
 from .rounds import Round, load_state, read_snapshot, write_round, write_snapshot
@@ -84,6 +85,40 @@ class Settings:
     choice: dict[str, Any]
 
 
+def share_of(asked: Asked) -> float:
+    """The sparsity of the layers that have none of their own."""
+    return asked if isinstance(asked, float) else asked["*"]
+
+
+def choice_for(asked: Asked, choice: dict[str, Any]) -> dict[str, Any]:
+    """The choice of a round: sparsities of layers are its allocation."""
+    return (
+        choice if isinstance(asked, float) else {**choice, "allocation": {g: s for g, s in asked.items() if g != "*"}}
+    )
+
+
+def order_of(seed: int, epoch: int) -> torch.Generator:
+    """What draws the order of an epoch: seed and epoch alone, so that any epoch can be run again."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+
+
+def update(loss: Tensor, optimizer: Optimizer, scheduler: Any, where: str) -> float:
+    """One update from a loss, which it returns.
+
+    Raises:
+        BadTensor: the loss is NaN or infinite; ``where`` says when.
+    """
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise BadTensor(f"the loss is {value} at {where}; what was finished before is kept.")
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    if scheduler is not None:
+        scheduler.step()
+    return value
+
+
 class Engine:
     """The rounds of one run over one model."""
 
@@ -100,9 +135,14 @@ class Engine:
         if not 0 <= self.first < self.last:
             raise BadInput(f"rewind={rewind!r} leaves no steps to train: the dense round makes {self.steps}.")
 
+    def check(self, asked: Asked) -> None:
+        """Plans what the last round asks for; touches nothing."""
+        pruner = Pruner(self.model, **choice_for(asked, self.settings.choice))
+        pruner.close()
+        pruner.plan(share_of(asked))
+
     def _epoch(self, number: int) -> Iterable[Any]:
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
-        return self.settings.make_data(generator)
+        return self.settings.make_data(order_of(self.settings.seed, number))
 
     def _snapshot(self, step: int) -> Path:
         return self.root / f"snapshot-{step:08d}.pt"
@@ -147,18 +187,14 @@ class Engine:
         finally:
             pruner.close()
         how = {"rewind": self.settings.rewind, "control": self.settings.control, "steps": self.last - self.first}
-        share = asked if isinstance(asked, float) else asked["*"]
-        return self._finish(number, share, masks, how, pruner.sparsity)
+        return self._finish(number, share_of(asked), masks, how, pruner.sparsity)
 
     def _prune(self, number: int, asked: Asked) -> dict[str, Tensor]:
         """The masks of a round, packed; those of the round before lie inside, since zeros come first."""
-        choice = dict(self.settings.choice)
-        if isinstance(asked, dict):
-            choice["allocation"] = {g: s for g, s in asked.items() if g != "*"}
+        choice = choice_for(asked, self.settings.choice)
         if self.settings.control == "random":
-            choice["criterion"] = random_criterion(self.settings.seed)
-        share = asked if isinstance(asked, float) else asked["*"]
-        pruner = Pruner(self.model, None, schedules.constant(share), **choice)
+            choice = {**choice, "criterion": random_criterion(self.settings.seed)}
+        pruner = Pruner(self.model, None, schedules.constant(share_of(asked)), **choice)
         pruner.close()
         found: dict[str, Tensor] = pruner.state_dict()["masks"]
         return found

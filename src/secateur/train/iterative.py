@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.core.allocate import check_sparsity
-from secateur.errors import BadInput, BadTensor
+from secateur.errors import BadInput
 
-from .engine import Asked, Control, Engine, Rewind, Run, Settings
+from .engine import Asked, Control, Engine, Rewind, Run, Settings, update
 from .rounds import Round, locked, read_rounds
 
 
@@ -88,22 +89,22 @@ def iterate(
         >>> [r.sparsity for r in found]
         [0.0, 0.5, 0.75]
     """
-    if (loss is None) == (train is None):
-        raise BadInput("give loss= for the built-in loop, or train= for one of your own; one of the two.")
+    if isinstance(rate, Mapping) and "allocation" in choice:
+        raise BadInput("rates of layers are an allocation: leave allocation out, or give one rate.")
+    loop = _loop(loss, train)
     asked = _asked(rounds, rate, target) if sparsities is None else _given(sparsities)
     rounds = len(asked)
+    again = epochs if retrain_epochs is None else retrain_epochs
+    how = Settings(make_optimizer, make_data, loop, evaluate, epochs, again, rewind, control, seed, choice)
+    root = Path(folder)
+    engine = Engine(model, root, how)
+    engine.check(asked[-1])  # refuses now what would be refused after hours of training
     settings = {
         "epochs": epochs, "retrain_epochs": retrain_epochs, "rounds": rounds, "rate": rate, "target": target,
         "sparsities": sparsities, "rewind": rewind, "control": control, "seed": seed,
         "choice": {k: repr(v) for k, v in sorted(choice.items())},
     }  # fmt: skip
-    root = Path(folder)
     with locked(root, settings):
-        again = epochs if retrain_epochs is None else retrain_epochs
-        how = Settings(
-            make_optimizer, make_data, train or _loop_of(loss), evaluate, epochs, again, rewind, control, seed, choice
-        )
-        engine = Engine(model, root, how)
         done = read_rounds(root)
         for number in range(len(done), rounds + 1):
             done.append(engine.dense() if number == 0 else engine.round(number, asked[number - 1], done[-1]))
@@ -133,19 +134,18 @@ def _asked(rounds: int, rate: float | Mapping[str, float], target: float | None)
     return [{g: 1 - (1 - share) ** r for g, share in ({"*": 0.2} | rates).items()} for r in range(1, rounds + 1)]
 
 
-def _loop_of(loss: Any) -> Callable[[Run], None]:
-    """The built-in loop."""
-
-    def train(run: Run) -> None:
-        run.model.train()
-        for step, batch in run.batches():
-            run.optimizer.zero_grad()
-            value = loss(run.model, batch)
-            if not bool(torch.isfinite(value.detach())):
-                raise BadTensor(f"the loss is {float(value.detach())} at step {step}; the rounds before are kept.")
-            value.backward()
-            run.optimizer.step()
-            if run.scheduler is not None:
-                run.scheduler.step()
-
+def _loop(
+    loss: Callable[[nn.Module, Any], Tensor] | None, train: Callable[[Run], None] | None
+) -> Callable[[Run], None]:
+    if loss is not None and train is None:
+        return partial(_train, loss)
+    if loss is not None or train is None:
+        raise BadInput("give loss= for the built-in loop, or train= for one of your own; one of the two.")
     return train
+
+
+def _train(loss: Callable[[nn.Module, Any], Tensor], run: Run) -> None:
+    """The built-in loop."""
+    run.model.train()
+    for step, batch in run.batches():
+        update(loss(run.model, batch), run.optimizer, run.scheduler, f"step {step}")

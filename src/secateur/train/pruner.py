@@ -167,6 +167,10 @@ class Pruner:
                 t = store.entry(known[name]).tensor
                 keep_(t, bits.to(t.device))
 
+    def plan(self, sparsity: float) -> Plan:
+        """What would be pruned at a sparsity, as data; nothing is touched."""
+        return make(self._specs, self._store.parts, self._ask(sparsity), matches, self._store.sum)
+
     # What happens
 
     def attach(self, optimizer: Any) -> None:
@@ -248,7 +252,7 @@ class Pruner:
             self._value = value
             return
         try:
-            made = self._plan(value)
+            made = self.plan(value)
         except BadTensor as e:
             raise BadTensor(f"at step {self._steps}: {e}") from e
         whole = {s.name: s for s in self._store.specs()}
@@ -262,9 +266,6 @@ class Pruner:
         self._value = value
         self._hold_zeros(self._followers(made))
         mask_state(self._optimizers, self._masked(), self._state_keys)
-
-    def _plan(self, value: float) -> Plan:
-        return make(self._specs, self._store.parts, self._ask(value), matches, self._store.sum)
 
     def _followers(self, made: Plan) -> list[str]:
         if not isinstance(made.pattern, Channel):

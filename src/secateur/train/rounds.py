@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from secateur.errors import BadInput, PlanMismatch
 from secateur.stores.staging import staged
 
+WEIGHTS = "weights.safetensors"
+
 
 @dataclass(frozen=True)
 class Round:
@@ -44,7 +46,7 @@ class Round:
         Raises:
             PlanMismatch: the model has other tensors.
         """
-        load_state(model, load_file(self.folder / "weights.safetensors"))
+        load_state(model, load_file(self.folder / WEIGHTS))
 
     def masks(self) -> dict[str, Tensor]:
         """The packed keep-masks, one bit a weight, by name; `secateur.Pruner` takes them with `Pruner.hold`."""
@@ -75,16 +77,22 @@ def read_rounds(folder: str | os.PathLike[str]) -> list[Round]:
     return found
 
 
+@contextmanager
+def artefact(folder: Path, model: nn.Module) -> Iterator[Path]:
+    """A folder with a model's weights that is there whole, with what the block puts beside them, or not at all."""
+    state = {n: t.detach().clone().contiguous() for n, t in model.state_dict().items()}
+    with staged(folder, False, sum(t.numel() * t.element_size() for t in state.values())) as stage:
+        stage.mkdir()
+        save_file(state, stage / WEIGHTS)
+        yield stage
+
+
 def write_round(root: Path, made: Round, model: nn.Module, masks: Mapping[str, Tensor]) -> Round:
     """Puts a round on disk, whole."""
-    state = {n: t.detach().clone().contiguous() for n, t in model.state_dict().items()}
     facts = {k: v for k, v in asdict(made).items() if k != "folder"}
     folder = root / f"round-{made.number:02d}"
-    need = sum(t.numel() * t.element_size() for t in state.values())
-    with staged(folder, False, need) as stage:
-        stage.mkdir()
-        save_file(state, stage / "weights.safetensors")
-        save_file({n: b.contiguous() for n, b in masks.items()} or {"": torch.zeros(0)}, stage / "masks.safetensors")
+    with artefact(folder, model) as stage:
+        save_file({n: b.contiguous() for n, b in masks.items()}, stage / "masks.safetensors")
         (stage / "round.json").write_text(json.dumps(facts, indent=1), "utf-8")
     return Round(folder, **facts)
 
