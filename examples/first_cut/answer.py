@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from examples.first_cut.settings import REFERENCE, Settings
-from examples.first_cut.stats import Interval, interval, spearman
 from examples.first_cut.summary import select
 from examples.first_cut.words import join, points, share
+from secateur.evaluate.statistics import Interval, interval, spearman
 
 Verdict = Literal["yes", "no", "unclear"]
 

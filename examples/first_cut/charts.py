@@ -9,10 +9,10 @@ from html import escape
 from typing import Any
 
 from examples.first_cut.settings import METHODS, REFERENCE
-from examples.first_cut.stats import Interval
 from examples.first_cut.summary import Layer, Network, Point
-from examples.first_cut.svg import WIDTH, Axis, Mark, Series, line_chart, nice_axis, picture, sparsity_axis
 from examples.first_cut.words import NAMES, percent, points, share, signed, span
+from secateur.evaluate.statistics import Interval
+from secateur.report.svg import WIDTH, Axis, Mark, Series, line_chart, nice_axis, picture, sparsity_axis
 
 SHARE = Axis("", 0.0, 1.0, [(t / 5, f"{20 * t}%") for t in range(6)])
 MATRICES = {

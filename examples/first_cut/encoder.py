@@ -15,9 +15,9 @@ from torch import nn
 import secateur
 from examples.first_cut.data import Lee50, WordSim, lee50, package_folder, wordsim
 from examples.first_cut.settings import REFERENCE, Settings
-from examples.first_cut.stats import bootstrap, pearson, percentile_interval, spearman
 from examples.first_cut.sweep import counts
 from examples.first_cut.terminal import Stages
+from secateur.evaluate.statistics import bootstrap, pearson, percentile_interval, spearman
 
 TITLE = "all-MiniLM-L6-v2"
 ALLOCATIONS = ("global", "uniform")

@@ -7,9 +7,9 @@ from itertools import takewhile
 from typing import Any
 
 from examples.first_cut.settings import METHODS, REFERENCE
-from examples.first_cut.stats import Interval
 from examples.first_cut.summary import Network, Point
 from examples.first_cut.words import NAMES, TESTS, join, percent, points, share, signed
+from secateur.evaluate.statistics import Interval
 
 CLOSE = 0.01
 """A network within one point of its dense accuracy counts as close to it."""

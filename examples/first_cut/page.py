@@ -13,9 +13,9 @@ from examples.first_cut import charts
 from examples.first_cut.answer import MARGIN, Early, follows, headline, sentence
 from examples.first_cut.job import Results
 from examples.first_cut.settings import METHODS, REFERENCE
-from examples.first_cut.stats import student_quantile
 from examples.first_cut.summary import Network, Point
 from examples.first_cut.words import NAMES, TESTS, percent, points, share, signed, span
+from secateur.evaluate.statistics import student_quantile
 
 
 def figure(svg: str, caption: str) -> dict[str, Any]:

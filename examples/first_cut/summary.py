@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from examples.first_cut.settings import METHODS, REFERENCE, Settings
-from examples.first_cut.stats import Interval, interval
+from secateur.evaluate.statistics import Interval, interval
 
 
 @dataclass(frozen=True)

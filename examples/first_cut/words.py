@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from examples.first_cut.stats import Interval
+from secateur.evaluate.statistics import Interval
 
 NAMES = {"global": "global", "lamp": "LAMP", "erk": "ERK", "uniform": "uniform", "random": "random"}
 """What people call the methods."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.core.bits import count_kept, keep_, live_bits, pack, unpack
 from secateur.core.criteria import Criterion
 from secateur.core.make import Request, eligible, make
 from secateur.core.patterns import Channel, Pattern
@@ -25,8 +24,9 @@ from secateur.errors import BadInput, BadTensor, PlanMismatch, SecateurWarning
 from secateur.stores.base import choose, matches
 from secateur.stores.memory import MemoryStore
 
-from .optimizers import STATE_KEYS, bare, held_by, mask_state, mixes
-from .parameters import parameters_by_name, trainable
+from .held import Held
+from .optimizers import STATE_KEYS, bare, held_by, mixes
+from .parameters import trainable
 
 PATIENCE = 100
 """Backward passes without a step after which a loop that steps by hand is warned."""
@@ -103,13 +103,11 @@ class Pruner:
         )  # fmt: skip
         self._pattern = self._ask(0.0).pattern
         self._roles = roles
-        self._state_keys = STATE_KEYS | set(state_keys)
         self._store = MemoryStore(model, roles=roles)
         self._specs = trainable(self._choice(include, ignore), self._store)
         self._store.check(self._specs)
-        self._parameters = parameters_by_name(model, self._store)
+        self._held = Held(model, self._store, STATE_KEYS | set(state_keys))
         self._steps, self._waiting, self._value = 0, 0, 0.0
-        self._bits: dict[str, Tensor] = {}
         self._optimizers: list[Optimizer] = []
         self._handles: list[Any] = []
         optimizers = optimizer if isinstance(optimizer, list | tuple) else [] if optimizer is None else [optimizer]
@@ -134,21 +132,14 @@ class Pruner:
     def sparsity(self) -> float:
         """Share of the chosen weights that is held at zero."""
         total = sum(s.numel for s in self._chosen)
-        kept = sum(count_kept(self._bits[s.name]) if s.name in self._bits else s.numel for s in self._chosen)
+        kept = sum(self._held.kept(s) for s in self._chosen)
         return 1 - kept / total if kept < total else 0.0
 
     def masks(self) -> dict[str, Tensor]:
         """The keep-mask of every chosen tensor, bool, of its shape and on its device; all ``True`` where nothing is held."""
-        out = {}
-        for s in (*self._chosen, *(self._spec(n) for n in self._bits if n not in {c.name for c in self._chosen})):
-            t = self._store.entry(s).tensor
-            bits = self._bits.get(s.name)
-            out[s.name] = (
-                torch.ones(s.shape, dtype=torch.bool, device=t.device)
-                if bits is None
-                else unpack(bits, 0, s.numel).view(s.shape).to(t.device)
-            )
-        return out
+        chosen = {s.name for s in self._chosen}
+        followers = [self._held.spec(n) for n in self._held.bits if n not in chosen]
+        return {s.name: self._held.mask(s) for s in (*self._chosen, *followers)}
 
     def apply(self, model: nn.Module) -> None:
         """Writes zeros where this pruner holds them into another model of the same shape: an EMA or SWA copy.
@@ -156,16 +147,7 @@ class Pruner:
         Raises:
             PlanMismatch: a tensor is missing or has another shape. Nothing has been written.
         """
-        store = MemoryStore(model, roles=self._roles)
-        known = {n: s for s in store.specs() for n in (s.name, *s.aliases)}
-        for name in self._bits:
-            mine, theirs = self._spec(name), known.get(name)
-            if theirs is None or theirs.shape != mine.shape:
-                raise PlanMismatch(f"the pruner holds {mine}, but the model has {theirs or 'no such tensor'}.")
-        with torch.no_grad():
-            for name, bits in self._bits.items():
-                t = store.entry(known[name]).tensor
-                keep_(t, bits.to(t.device))
+        self._held.zero_other(MemoryStore(model, roles=self._roles))
 
     def plan(self, sparsity: float) -> Plan:
         """What would be pruned at a sparsity, as data; nothing is touched."""
@@ -186,7 +168,7 @@ class Pruner:
             raise BadInput("this optimizer is attached already.")
         self._optimizers.append(inner)
         self._handles.append(inner.register_step_post_hook(self._stepped))
-        mask_state([inner], self._masked(), self._state_keys)
+        self._held.zero_state([inner])
 
     def hold(self, masks: Mapping[str, Tensor]) -> None:
         """Takes masks as they are, instead of what is zero now: those of a ticket, packed, or bool of a tensor's shape.
@@ -194,19 +176,9 @@ class Pruner:
         Raises:
             PlanMismatch: a mask of no tensor here, or of another shape. Nothing has been touched.
         """
-        known = {n: s for s in self._store.specs() for n in (s.name, *s.aliases)}
-        found = {}
-        for name, mask in masks.items():
-            spec = known.get(name)
-            packed = pack(mask) if spec is not None and mask.dtype == torch.bool and mask.shape == spec.shape else mask
-            if spec is None or packed.dtype != torch.uint8 or packed.numel() != (spec.numel + 7) // 8:
-                raise PlanMismatch(
-                    f"the mask of {spec or repr(name)} does not have a bit for each weight of such a tensor."
-                )
-            found[spec.name] = packed.clone().to(self._store.entry(spec).tensor.device)
-        self._bits = found
-        self._mask_weights()
-        mask_state(self._optimizers, self._masked(), self._state_keys)
+        self._held.bits = self._held.checked(masks)
+        self._held.zero_weights()
+        self._held.zero_state(self._optimizers)
 
     def step(self) -> None:
         """Call it after every ``optimizer.step()``, where no optimizer was given.
@@ -229,7 +201,7 @@ class Pruner:
         if optimizer is self._optimizers[0]:
             self._advance(again=not self._grad_mask or any(mixes(o) for o in self._optimizers))
         elif mixes(optimizer) or not self._grad_mask:
-            self._mask_weights()
+            self._held.zero_weights()
 
     def _advance(self, again: bool) -> None:
         self._steps += 1
@@ -238,7 +210,7 @@ class Pruner:
         if value != self._value:
             self._change(value)
         elif again:
-            self._mask_weights()
+            self._held.zero_weights()
 
     def _value_at(self, step: int) -> float:
         return 0.0 if self._schedule is None else self._schedule(step)
@@ -246,9 +218,9 @@ class Pruner:
     @torch.no_grad()
     def _change(self, value: float) -> None:
         """Prunes to a sparsity, and takes what is zero then as the mask."""
-        self._mask_weights()
+        self._held.zero_weights()
         if self._regrow and not value:
-            self._bits.clear()  # what is zero now is not held: it may grow again
+            self._held.bits.clear()  # what is zero now is not held: it may grow again
             self._value = value
             return
         try:
@@ -265,34 +237,18 @@ class Pruner:
         )
         self._value = value
         self._hold_zeros(self._followers(made))
-        mask_state(self._optimizers, self._masked(), self._state_keys)
+        self._held.zero_state(self._optimizers)
 
     def _followers(self, made: Plan) -> list[str]:
         if not isinstance(made.pattern, Channel):
             return []
         return [m.name for row in made.chosen for m in row.followers]
 
-    @torch.no_grad()
     def _hold_zeros(self, followers: Sequence[str] = ()) -> None:
-        """Takes as masks what is zero now, but for tensors that are wholly zero and were not pruned."""
-        for spec in (*self._chosen, *(self._spec(n) for n in followers)):
-            bits = live_bits(self._store.entry(spec).tensor)
-            kept = count_kept(bits)
-            if kept == spec.numel or (kept == 0 and spec.name not in self._bits and not self._value):
-                self._bits.pop(spec.name, None)
-            else:
-                self._bits[spec.name] = bits
-
-    @torch.no_grad()
-    def _mask_weights(self) -> None:
-        for parameter, bits in self._masked():
-            keep_(parameter, bits)
-
-    def _masked(self) -> list[tuple[nn.Parameter, Tensor]]:
-        return [(p, bits) for name, bits in self._bits.items() for p in self._parameters[name]]
+        self._held.take_zeros((*self._chosen, *(self._held.spec(n) for n in followers)), pruned=self._value > 0)
 
     def _hook_gradients(self) -> None:
-        for name, parameters in self._parameters.items():
+        for name, parameters in self._held.parameters.items():
             if name in {s.name for s in self._chosen} or isinstance(self._pattern, Channel):
                 for p in parameters:
                     if p.requires_grad:
@@ -304,9 +260,8 @@ class Pruner:
         def mask(parameter: Tensor) -> None:
             if first and not self._optimizers and self._schedule is not None:
                 self._wait()
-            bits = self._bits.get(name)
-            if bits is not None and self._grad_mask and parameter.grad is not None:
-                keep_(parameter.grad, bits)
+            if self._grad_mask:
+                self._held.zero_gradient(name, parameter)
 
         return mask
 
@@ -332,12 +287,9 @@ class Pruner:
     def _chosen(self) -> list[Spec]:
         return [s for s in self._specs if s.skip is None]
 
-    def _spec(self, name: str) -> Spec:
-        return next(s for s in self._store.specs() if s.name == name)
-
     def _check_holds(self, optimizer: Optimizer) -> None:
         held = held_by(optimizer)
-        if not any(id(p) in held for s in self._chosen for p in self._parameters[s.name]):
+        if not any(id(p) in held for s in self._chosen for p in self._held.parameters[s.name]):
             names = ", ".join(s.name for s in self._chosen[:4])
             raise BadInput(
                 f"the optimizer ({type(optimizer).__name__}, {len(held)} parameters) holds none of the parameters that are "
@@ -354,7 +306,7 @@ class Pruner:
             "steps": self._steps,
             "value": self._value,
             "shapes": {s.name: tuple(s.shape) for s in self._chosen},
-            "masks": {name: bits.clone() for name, bits in self._bits.items()},
+            "masks": {name: bits.clone() for name, bits in self._held.bits.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -381,13 +333,13 @@ class Pruner:
         model = copy.deepcopy(self._model, memo)
         other = object.__new__(Pruner)
         memo[id(self)] = other
-        skipped = ("_model", "_store", "_specs", "_parameters", "_optimizers", "_handles")
+        skipped = ("_model", "_store", "_specs", "_held", "_optimizers", "_handles")
         for name, value in self.__dict__.items():
             if name not in skipped:
                 setattr(other, name, copy.deepcopy(value, memo))
         other._model, other._store = model, MemoryStore(model, roles=self._roles)
         other._specs = self._specs
-        other._parameters = parameters_by_name(model, other._store)
+        other._held = self._held.over(model, other._store)
         other._optimizers, other._handles = [], []
         other._hook_gradients()
         for o in self._optimizers:

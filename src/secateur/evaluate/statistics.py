@@ -1,4 +1,4 @@
-"""The few statistics the page needs: means with Student intervals, two correlations, a bootstrap."""
+"""The few statistics that reports and studies need: means with Student intervals, two correlations, a bootstrap."""
 
 from __future__ import annotations
 

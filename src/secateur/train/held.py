@@ -1,0 +1,121 @@
+"""What a `Pruner` holds: masks of one bit a weight, by name, outside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateur.core.bits import count_kept, keep_, live_bits, pack, unpack
+from secateur.core.types import Spec
+from secateur.errors import PlanMismatch
+from secateur.stores.memory import MemoryStore
+
+from .optimizers import mask_state
+from .parameters import parameters_by_name
+
+
+class Held:
+    """Packed keep-masks over the parameters of a module.
+
+    Attributes:
+        bits: name to packed mask (uint8, on the tensor's device); a tensor that is not in it is held nowhere.
+        parameters: the parameters that go by each name.
+    """
+
+    def __init__(self, model: nn.Module, store: MemoryStore, state_keys: frozenset[str]) -> None:
+        self._store, self._state_keys = store, state_keys
+        self._specs = {n: s for s in store.specs() for n in (s.name, *s.aliases)}
+        self.parameters = parameters_by_name(model, store)
+        self.bits: dict[str, Tensor] = {}
+
+    def over(self, model: nn.Module, store: MemoryStore) -> Held:
+        """The same masks over a copy of the model."""
+        other = Held(model, store, self._state_keys)
+        other.bits = {name: bits.clone() for name, bits in self.bits.items()}
+        return other
+
+    def spec(self, name: str) -> Spec:
+        """The tensor of a name or an alias."""
+        return self._specs[name]
+
+    def tensor(self, spec: Spec) -> Tensor:
+        """Its values, in the model's own memory."""
+        return self._store.entry(spec).tensor
+
+    def kept(self, spec: Spec) -> int:
+        """How many weights of a tensor are not held at zero."""
+        bits = self.bits.get(spec.name)
+        return spec.numel if bits is None else count_kept(bits)
+
+    def mask(self, spec: Spec) -> Tensor:
+        """The keep-mask of a tensor: bool, of its shape, on its device."""
+        device, bits = self.tensor(spec).device, self.bits.get(spec.name)
+        if bits is None:
+            return torch.ones(spec.shape, dtype=torch.bool, device=device)
+        return unpack(bits, 0, spec.numel).view(spec.shape).to(device)
+
+    def checked(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Masks as given, packed or bool, as packed ones by the names of here.
+
+        Raises:
+            PlanMismatch: a mask of no tensor here, or of another shape.
+        """
+        found = {}
+        for name, mask in masks.items():
+            spec = self._specs.get(name)
+            packed = pack(mask) if spec is not None and mask.dtype == torch.bool and mask.shape == spec.shape else mask
+            if spec is None or packed.dtype != torch.uint8 or packed.numel() != (spec.numel + 7) // 8:
+                raise PlanMismatch(
+                    f"the mask of {spec or repr(name)} does not have a bit for each weight of such a tensor."
+                )
+            found[spec.name] = packed.clone().to(self.tensor(spec).device)
+        return found
+
+    @torch.no_grad()
+    def take_zeros(self, specs: Iterable[Spec], pruned: bool) -> None:
+        """Takes as masks what is zero now; tensors that are wholly zero only if they were ``pruned``."""
+        for spec in specs:
+            bits = live_bits(self.tensor(spec))
+            kept = count_kept(bits)
+            if kept == spec.numel or (kept == 0 and spec.name not in self.bits and not pruned):
+                self.bits.pop(spec.name, None)
+            else:
+                self.bits[spec.name] = bits
+
+    @torch.no_grad()
+    def zero_weights(self) -> None:
+        """Writes zeros wherever they are held."""
+        for parameter, bits in self._masked():
+            keep_(parameter, bits)
+
+    def zero_gradient(self, name: str, parameter: Tensor) -> None:
+        """Writes zeros into a parameter's gradient where its weights are held."""
+        bits = self.bits.get(name)
+        if bits is not None and parameter.grad is not None:
+            keep_(parameter.grad, bits)
+
+    def zero_state(self, optimizers: Sequence[Optimizer]) -> None:
+        """Writes zeros into what optimizers remember of weights that are held."""
+        mask_state(optimizers, self._masked(), self._state_keys)
+
+    @torch.no_grad()
+    def zero_other(self, store: MemoryStore) -> None:
+        """Writes zeros into another model's tensors of the same names.
+
+        Raises:
+            PlanMismatch: a tensor is missing or has another shape. Nothing has been written.
+        """
+        known = {n: s for s in store.specs() for n in (s.name, *s.aliases)}
+        for name in self.bits:
+            mine, theirs = self._specs[name], known.get(name)
+            if theirs is None or theirs.shape != mine.shape:
+                raise PlanMismatch(f"the pruner holds {mine}, but the model has {theirs or 'no such tensor'}.")
+        for name, bits in self.bits.items():
+            t = store.entry(known[name]).tensor
+            keep_(t, bits.to(t.device))
+
+    def _masked(self) -> list[tuple[nn.Parameter, Tensor]]:
+        return [(p, bits) for name, bits in self.bits.items() for p in self.parameters[name]]

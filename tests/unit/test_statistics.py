@@ -1,0 +1,52 @@
+"""Means with intervals, correlations, the bootstrap, by hand and against printed tables."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from secateur.evaluate import statistics as stats
+
+
+def test_ranks_average_ties() -> None:
+    assert stats.ranks(np.array([3.0, 1.0, 3.0, 3.0, 0.0])).tolist() == [4.0, 2.0, 4.0, 4.0, 1.0]
+
+
+def test_spearman_with_ties_by_hand() -> None:
+    # Ranks of x: 1, 2.5, 2.5, 4; of y: 1, 3, 2, 4. Less their means: (-1.5, 0, 0, 1.5), (-1.5, .5, -.5, 1.5).
+    # Products sum to 4.5, squares to 4.5 and 5: 4.5 / sqrt(22.5).
+    found = stats.spearman(np.array([1.0, 2.0, 2.0, 9.0]), np.array([0.0, 5.0, 3.0, 7.0]))
+    assert found == pytest.approx(4.5 / math.sqrt(22.5))
+
+
+def test_pearson_by_hand() -> None:
+    assert stats.pearson(np.array([1.0, 2.0, 4.0]), np.array([-2.0, -4.0, -8.0])) == pytest.approx(-1.0)
+    assert math.isnan(stats.pearson(np.ones(3), np.arange(3.0)))
+
+
+@pytest.mark.parametrize(
+    ("df", "t"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (9, 2.26216), (30, 2.04227)]
+)
+def test_student_quantiles_are_those_of_the_printed_tables(df: int, t: float) -> None:
+    assert stats.student_quantile(0.975, df) == pytest.approx(t, rel=1e-5)
+
+
+def test_interval_by_hand() -> None:
+    # Mean 2, standard deviation 1: the half width is 4.30265 / sqrt(3).
+    found = stats.interval([1.0, 2.0, 3.0])
+    assert found.mean == 2.0
+    assert found.half == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)
+    assert stats.interval([0.5]) == stats.Interval(0.5, None, 1)
+    with pytest.raises(ValueError, match="at least one"):
+        stats.interval([])
+
+
+def test_bootstrap_pairs_its_draws() -> None:
+    x = np.arange(20.0)
+    a = stats.bootstrap(lambda i: float(x[i].mean()), 20, 100)
+    b = stats.bootstrap(lambda i: float(x[i].mean() + 1), 20, 100)
+    assert np.allclose(b - a, 1.0) and a.std() > 0.5
+    low, high = stats.percentile_interval(a)
+    assert low < x.mean() < high
