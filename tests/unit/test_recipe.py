@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from secateur.errors import BadInput
-from secateur.recipe import run as runner
-from secateur.recipe.load import check, parse, read, with_settings
+from secateur.recipe.load import check, in_form, parse, read, with_settings
 from secateur.recipe.run import Cell, run
+from secateur.recipe.training import Trainer, accuracy
+from secateur.train.engine import Run as Stretch
 from tests.guard.source import ROOT
 from tests.unit.conftest import Run
 
@@ -54,6 +57,47 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
 
 
+def dropping() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2))
+
+
+def squares(model: nn.Module, batch: Any) -> Tensor:
+    return (model(batch[0]) - nn.functional.one_hot(batch[1], 2)).square().mean()
+
+
+def own_loop(run: Stretch) -> None:
+    run.model.train()
+    for _, batch in run.batches():
+        run.optimizer.zero_grad()
+        squares(run.model, batch).backward()
+        run.optimizer.step()
+        run.scheduler.step()
+
+
+class Speaking(nn.Module):
+    """Returns its own loss and logits, as models of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        logits = self.inner(x)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return SimpleNamespace(loss=loss, logits=logits)
+
+
+class Named(Data):
+    def train(self, generator: torch.Generator) -> Any:
+        return [{"x": x, "labels": y} for x, y in super().train(generator)]
+
+
+def named(seed: int, count: int) -> Data:
+    found = Named(seed, count)
+    found.test = [{"x": found.x[:40], "labels": found.y[:40]}, {"x": found.x[40:], "labels": found.y[40:]}]  # type: ignore[assignment]
+    return found
+
+
 def recipe(folder: Path, *settings: str) -> Any:
     return check(with_settings(parse(TEXT), [f"folder={folder}", *settings]))
 
@@ -73,23 +117,38 @@ def test_every_method_reaches_every_sparsity(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r" / "results.json").read_text()) == [vars(c) for c in cells]
     (log,) = (tmp_path / "r" / "seed-3").glob("gradual/0.75.jsonl")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 13)) and lines[-1]["sparsity"] == 0.75
+    assert [line["step"] for line in lines] == list(range(1, 13)) and lines[-1]["asked"] == lines[-1]["found"] == 0.75
+    assert cells[-1].layers.keys() == {"0.weight", "2.weight"} and cells[0].layers["0.weight"] == 0.0
 
 
-def test_a_run_is_taken_up_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run(recipe(tmp_path / "whole"))
+def files(folder: Path) -> dict[str, bytes]:
+    kept = (
+        p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".pt" and p.name not in ("lock", "run.json")
+    )
+    return {str(p.relative_to(folder)): p.read_bytes() for p in kept}
+
+
+@pytest.mark.parametrize("after", [1, 5, 23, 41])
+def test_a_run_is_taken_up_with_the_same_bytes(after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = "seeds=[0]", f"model='{HERE}:dropping'", "train.optimizer.args.momentum=0.9"
+    whole = run(recipe(tmp_path / "whole", *settings))
     seen = [0]
 
     def break_off(what: str, done: int, total: int) -> None:
         seen[0] += 1
-        if seen[0] == 40:
+        if seen[0] % after == 0:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe(tmp_path / "cut"), break_off)
-    assert run(recipe(tmp_path / "cut")) == whole
-    monkeypatch.setattr(runner._Seed, "_train", lambda *a: pytest.fail("trains again"))
-    assert run(recipe(tmp_path / "cut")) == whole
+    for _ in range(1000 if after > 4 else 1):
+        try:
+            assert run(recipe(tmp_path / "cut", *settings), break_off) == whole
+            break
+        except KeyboardInterrupt:
+            seen[0] += 1  # so that every turn gets further than the one before
+    assert run(recipe(tmp_path / "cut", *settings)) == whole
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    monkeypatch.setattr(Trainer, "fit", lambda *a: pytest.fail("trains again"))
+    assert run(recipe(tmp_path / "cut", *settings)) == whole
 
 
 @pytest.mark.parametrize(("change", "text"), [
@@ -100,10 +159,13 @@ def test_a_run_is_taken_up_with_the_same_result(tmp_path: Path, monkeypatch: pyt
     (lambda t: t.replace("epochs: 2", "epochs: 0"), "train.epochs: .*greater than or equal to 1"),
     (lambda t: t.replace("[0.5, 0.75]", "[50, 75]"), r"Did you mean 0\.5"),
     (lambda t: t.replace("[0.5, 0.75]", "[0.75, 0.5]"), "sparsities rise"),
-    (lambda t: t.replace("prune: {min_keep: 4}", "prune: {}, iterate: {epochs: 1}"), "prune or iterate, one of the two"),
+    (lambda t: t.replace("prune: {min_keep: 4}", "prune: {}, iterate: {epochs: 1}"), "prune, iterate or sparse, one of"),
     (lambda t: t.replace("tests.unit.test_recipe:network", "not a function"), "model"),
     (lambda t: t.replace("gradual:", "../up:"), "a method is named with letters"),
     (lambda t: t.replace("gradual:", "dense:"), "not 'dense'"),
+    (lambda t: t.replace("{schedule: gradual}", "{schedule: {begin: 2, end: 1, every: 1}}"), "must end after it begins"),
+    (lambda t: t.replace("schedule: gradual", "start: dense"), "over the epochs of finetune; say both"),
+    (lambda t: t + "export: {method: gradual, sparsity: 0.6}\n", "a sparsity of this recipe"),
     (lambda t: t + "extra: &a [1]\nmore: *a\n", "aliases"),
     (lambda t: "- a list\n", "should be a mapping"),
     (lambda t: "a: [1\n", "is not YAML"),
@@ -131,14 +193,15 @@ def test_numbers_without_a_dot_are_numbers() -> None:
 
 
 def test_what_pruning_refuses_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner._Seed, "_train", lambda *a: pytest.fail("trains"))
+    monkeypatch.setattr(Trainer, "fit", lambda *a: pytest.fail("trains"))
     for setting, text in (
         ("prune.ignore=nothing", "matches nothing"),
         ("prune.pattern='3:1'", "keep=3, of=1"),
         ("prune.allocation=all", "'all'"),
+        ("prune.schedule={begin: 0, end: 9, every: 1}", "the schedule ends at step 36, and the training has 12 steps"),
     ):
         with pytest.raises(BadInput, match=text):
-            run(recipe(tmp_path / setting[6:9], f"methods.gradual.{setting}"))
+            run(recipe(tmp_path / setting[6:10], f"methods.gradual.{setting}"))
 
 
 def test_sparsity_is_that_of_the_chosen_weights(tmp_path: Path) -> None:
@@ -147,6 +210,59 @@ def test_sparsity_is_that_of_the_chosen_weights(tmp_path: Path) -> None:
     )
     found = {(c.method, c.asked): c.sparsity for c in cells}
     assert found["one-shot", 0.75] == found["gradual", 0.75] == 0.75
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "weights.safetensors")
+
+
+def test_a_loss_and_a_loop_of_the_users_own_give_the_same(tmp_path: Path) -> None:
+    for how in ("loss='squares'", "loop='own_loop'"):
+        name, call = how.split("=")
+        run(recipe(tmp_path / name, "seeds=[0]", f"train.{name}='{HERE}:{call[1:-1]}'"))
+    assert weights(tmp_path / "loss/seed-0/gradual/0.5").keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    for cell in ("dense/0", "gradual/0.75", "iterative/round-02"):
+        a, b = weights(tmp_path / "loss/seed-0" / cell), weights(tmp_path / "loop/seed-0" / cell)
+        assert all(torch.equal(a[n], b[n]) for n in a)
+    line = json.loads((tmp_path / "loop/seed-0/gradual/0.75.jsonl").read_text().splitlines()[-1])
+    assert line == {"step": 12, "loss": None, "asked": 0.75, "found": 0.75}
+
+
+def test_batches_may_be_the_arguments_of_a_model_that_returns_its_loss(tmp_path: Path) -> None:
+    settings = "seeds=[0]", f"data.call='{HERE}:named'", f"model='{HERE}:Speaking'"
+    cells = run(recipe(tmp_path / "r", *settings))
+    assert shown(cells) == shown(run(recipe(tmp_path / "s", "seeds=[0]")))
+    speaking = Speaking()
+    assert accuracy(speaking, named(0, 64)) == accuracy(speaking.inner, Data(0, 64))
+
+
+def test_gradual_pruning_from_the_dense_network_by_a_schedule_in_epochs(tmp_path: Path) -> None:
+    way = "{prune: {start: dense, schedule: {kind: linear, begin: 0, end: 2, every: 0.5}}, finetune: {epochs: 3, warm_up: 0.5}}"
+    cells = run(recipe(tmp_path / "r", "seeds=[0]", f"methods={{gradual: {way}}}"))
+    assert shown(cells)[1:] == [(0, "gradual", 0.5, 0.5, 5), (0, "gradual", 0.75, 0.75, 5)]
+    lines = (tmp_path / "r/seed-0/gradual/0.75.jsonl").read_text().splitlines()
+    asked = [json.loads(line)["asked"] for line in lines]
+    assert asked == [0.0, 0.1875, 0.1875, 0.375, 0.375, 0.5625, 0.5625, 0.75, 0.75, 0.75, 0.75, 0.75]
+
+
+def test_one_method_may_stand_at_the_top_and_be_exported(tmp_path: Path) -> None:
+    raw = parse(TEXT)
+    del raw["methods"]
+    raw |= {"folder": str(tmp_path / "r"), "prune": {}, "finetune": {"epochs": 1}, "seeds": [0]}
+    raw["export"] = {"method": "pruned", "sparsity": 0.75}
+    run(check(raw))
+    out, cell = weights(tmp_path / "r/export"), weights(tmp_path / "r/seed-0/pruned/0.75")
+    assert out.keys() == cell.keys() and all(torch.equal(out[n], cell[n]) for n in out)
+    run(check(raw))
+
+
+def test_forms_take_the_place_of_settings_and_have_a_folder_of_their_own() -> None:
+    raw = parse(TEXT + "quick: {train.epochs: 1, seeds: [7]}\nfull: {folder: elsewhere}\n")
+    quick = check(in_form(dict(raw), "quick"))
+    assert quick.train.epochs == 1 and quick.seeds == [7] and quick.folder == "runs/tiny-quick"
+    assert check(in_form(dict(raw), "full")).folder == "elsewhere"
+    with pytest.raises(BadInput, match="no 'quick' form"):
+        in_form(parse(TEXT), "quick")
 
 
 def test_functions_that_are_not_there(tmp_path: Path) -> None:

@@ -123,6 +123,8 @@ def run_command(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, such as train.epochs=3; repeatable.")
     ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The recipe's quick form.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="The recipe's full form.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print it; run nothing.")] = False,
     json: AsJson = False,
@@ -132,7 +134,10 @@ def run_command(
 
     from . import recipes
 
-    asked = recipes.prepared(recipe, settings or [], resume or dry_run)
+    if quick and full:
+        raise typer.BadParameter("say --quick or --full, one of the two.")
+    form = "quick" if quick else "full" if full else None
+    asked = recipes.prepared(recipe, settings or [], form, resume or dry_run)
     if dry_run:
         _show(asked.model_dump_json(indent=2))
         return

@@ -16,14 +16,14 @@ from rich.text import Text
 from secateur.errors import OutputExists
 from secateur.recipe import load
 from secateur.recipe.run import Cell, run
-from secateur.recipe.run import Progress as Told
 from secateur.recipe.schema import Recipe
+from secateur.recipe.training import Progress as Told
 
 
-def prepared(path: Path, settings: Sequence[str], resume: bool) -> Recipe:
+def prepared(path: Path, settings: Sequence[str], form: str | None, resume: bool) -> Recipe:
     """A recipe, read and checked; its folder is free, or is to be taken up. Its functions may lie in this folder."""
     sys.path.insert(0, str(Path.cwd()))
-    recipe = load.read(path, settings)
+    recipe = load.read(path, settings, form)
     if (Path(recipe.folder) / "run.json").exists() and not resume:
         raise OutputExists(f"{recipe.folder} holds a run already: go on with it with --resume, or --set folder=….")
     return recipe

@@ -60,6 +60,26 @@ def parse(text: str, where: str = "the recipe") -> dict[str, Any]:
     return found
 
 
+def in_form(raw: dict[str, Any], form: str | None) -> dict[str, Any]:
+    """The recipe in its ``quick`` or ``full`` form, whose settings take the place of the others.
+
+    It goes to a folder of its own, by the name of the form, unless the form names one.
+
+    Raises:
+        BadInput: the recipe has no such form.
+    """
+    if form is None:
+        return raw
+    settings = raw.get(form)
+    if not isinstance(settings, dict):
+        raise BadInput(f"this recipe has no {form!r} form: a mapping of settings by their dotted names.")
+    if isinstance(raw.get("folder"), str):
+        raw["folder"] = f"{raw['folder']}-{form}"
+    for path, value in settings.items():
+        _put(raw, str(path), value, f"{form}: {path}")
+    return raw
+
+
 def with_settings(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """``--set a.b=value``: values are YAML, dots go down; a place that does not exist is made, and then checked.
 
@@ -70,13 +90,17 @@ def with_settings(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, Any
         path, sign, text = setting.partition("=")
         if not sign or not path:
             raise BadInput(f"--set takes key=value, such as train.epochs=3; got {setting!r}.")
-        place, steps = raw, path.split(".")
-        for step in steps[:-1]:
-            place = place.setdefault(step, {})
-            if not isinstance(place, dict):
-                raise BadInput(f"--set {setting}: {step!r} holds {place!r}, which has no settings of its own.")
-        place[steps[-1]] = parse(f"value: {text}", f"--set {setting}")["value"]
+        _put(raw, path, parse(f"value: {text}", f"--set {setting}")["value"], f"--set {setting}")
     return raw
+
+
+def _put(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
+    place, steps = raw, path.split(".")
+    for step in steps[:-1]:
+        place = place.setdefault(step, {})
+        if not isinstance(place, dict):
+            raise BadInput(f"{where}: {step!r} holds {place!r}, which has no settings of its own.")
+    place[steps[-1]] = value
 
 
 def check(raw: Mapping[str, Any], where: str = "the recipe") -> Recipe:
@@ -123,8 +147,8 @@ def _inner(annotation: Any) -> Any:
     return None
 
 
-def read(path: Path, settings: Sequence[str] = ()) -> Recipe:
-    """Reads and checks a recipe file.
+def read(path: Path, settings: Sequence[str] = (), form: str | None = None) -> Recipe:
+    """Reads and checks a recipe file, in one of its forms.
 
     Raises:
         BadInput: it cannot be read, is too large, or says something that cannot be meant.
@@ -136,4 +160,4 @@ def read(path: Path, settings: Sequence[str] = ()) -> Recipe:
         raise BadInput(f"cannot read the recipe {path}: {e}.") from None
     if size > LARGEST:
         raise BadInput(f"{path} has {size} bytes: a recipe has {LARGEST} at most.")
-    return check(with_settings(parse(text, str(path)), settings), str(path))
+    return check(with_settings(in_form(parse(text, str(path)), form), settings), str(path))

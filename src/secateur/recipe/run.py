@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
+from torch import nn
 
 import secateur
 from secateur.core import schedules
-from secateur.errors import BadInput
 from secateur.stores.staging import staged
-from secateur.train.engine import order_of, update
-from secateur.train.rounds import WEIGHTS, artefact, load_state, locked
+from secateur.train.engine import Run
+from secateur.train.rounds import WEIGHTS, Round, artefact, load_state, locked, read_rounds
 
-from .schema import Call, Choice, Finetune, Iterate, Method, Recipe, Training
-
-
-class Data(Protocol):
-    """What a recipe's ``data`` function returns for a seed."""
-
-    test: tuple[Tensor, Tensor]
-
-    def train(self, generator: torch.Generator) -> Iterable[tuple[Tensor, Tensor]]:
-        """The batches of one epoch, (inputs, labels), with a length, in an order drawn from the generator."""
-        ...
+from .schema import Choice, Iterate, Method, Recipe, Schedule, Sparse, Training
+from .training import Data, Progress, Pruned, Trainer, accuracy, device_of, log, resolve
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What came out of one method at one sparsity with one seed."""
+    """What came out of one method at one sparsity with one seed.
+
+    Attributes:
+        asked, sparsity: of the chosen weights, asked for and found.
+        metrics: what ``evaluate`` returned.
+        epochs: of training in all, that of the dense network it began with included.
+        layers: name to sparsity of each chosen tensor.
+    """
 
     seed: int
     method: str
@@ -46,35 +40,11 @@ class Cell:
     sparsity: float
     metrics: dict[str, float]
     epochs: int
-
-
-Progress = Callable[[str, int, int], None]
-"""``(what, done, total)``, called after every step."""
+    layers: dict[str, float]
 
 
 def quiet(what: str, done: int, total: int) -> None:
     """Progress for nobody."""
-
-
-def resolve(call: Call) -> Callable[..., Any]:
-    """The function a recipe names, with its arguments.
-
-    Raises:
-        BadInput: there is no such module or function.
-    """
-    module, _, name = call.call.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as e:
-        raise BadInput(f"{call.call!r} cannot be found: {e}.") from None
-    return lambda *a: function(*a, **call.args)
-
-
-def accuracy(model: nn.Module, data: Data) -> dict[str, float]:
-    """Share of the test part that is classified right, in percent; what ``evaluate`` is by default."""
-    x, y = data.test
-    right = sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True))
-    return {"accuracy": 100 * right / len(y)}
 
 
 def run(recipe: Recipe, progress: Progress = quiet) -> list[Cell]:
@@ -82,16 +52,16 @@ def run(recipe: Recipe, progress: Progress = quiet) -> list[Cell]:
 
     Raises:
         BadInput: the folder is in use, or holds another recipe; a function of the recipe cannot be found.
+        BadTensor: a loss or a weight became NaN or infinite; what was finished before is kept.
     """
-    for call in (recipe.data, recipe.model, recipe.evaluate, recipe.train.optimizer):
-        if call is not None:
-            resolve(call)
+    _check_calls(recipe)
     root = Path(recipe.folder)
     with locked(root, recipe.model_dump(mode="json")):
         cells = [c for seed in recipe.seeds for c in _Seed(recipe, root / f"seed-{seed}", seed, progress).cells()]
         text = to_json(cells)
         with staged(root / "results.json", True, len(text)) as stage:
             stage.write_text(text, "utf-8")
+        _export(recipe, root)
     return cells
 
 
@@ -100,141 +70,206 @@ def to_json(cells: Iterable[Cell]) -> str:
     return json.dumps([vars(c) for c in cells], indent=1)
 
 
+def _check_calls(recipe: Recipe) -> None:
+    trainings = [recipe.train, *(m.train for m in recipe.methods.values() if m.train is not None)]
+    calls = [recipe.data, recipe.model, recipe.evaluate]
+    for call in (*calls, *(c for t in trainings for c in (t.optimizer, t.loss, t.loop))):
+        if call is not None:
+            resolve(call)
+
+
 class _Seed:
     """Everything that is done with one seed."""
 
     def __init__(self, recipe: Recipe, root: Path, seed: int, progress: Progress) -> None:
-        self.recipe, self.root, self.seed, self.progress = recipe, root, seed, progress
+        self.recipe, self.root, self.seed = recipe, root, seed
         root.mkdir(exist_ok=True)
+        self.device = device_of(recipe.device)
         self.data: Data = resolve(recipe.data)(seed)
-        score = resolve(recipe.evaluate) if recipe.evaluate is not None else accuracy
-        self._score = score
+        self.trainer = Trainer(self.data, seed, self.device, progress)
+        self._score = resolve(recipe.evaluate) if recipe.evaluate is not None else accuracy
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The metrics of a model, in evaluation mode."""
-        found: dict[str, float] = self._score(model, self.data)
+        model.eval()
+        with torch.no_grad():
+            found: dict[str, float] = self._score(model, self.data)
         return found
 
     def model(self) -> nn.Module:
         """The network as the seed initialises it."""
         torch.manual_seed(self.seed)
         built: nn.Module = resolve(self.recipe.model)()
-        return built
+        return built.to(self.device)
 
     def cells(self) -> Iterator[Cell]:
         """The dense network, then every method at every sparsity."""
-        for method in self.recipe.methods.values():  # refused now what would be refused after hours of training
-            secateur.Pruner(self.model(), **_choice(method.way)).close()
+        self._check()
         yield self._cell("dense", 0.0, None)
         for name, method in self.recipe.methods.items():
             if method.iterate is not None:
-                yield from self._iterated(name, method.iterate)
-                continue
-            for s in self.recipe.sparsities:
-                yield self._cell(name, s, method)
+                yield from self._iterated(name, method.train or self.recipe.train, method.iterate)
+            else:
+                for s in self.recipe.sparsities:
+                    yield self._cell(name, s, method)
+
+    def _check(self) -> None:
+        """Refuses now what would be refused after hours of training."""
+        model, last = self.model(), self.recipe.sparsities[-1]
+        for method in self.recipe.methods.values():
+            sparse = method.sparse
+            choice = _choice(_way(method)) if sparse is None else _sparse_choice(sparse, self.seed)
+            pruner = secateur.Pruner(model, **choice)
+            pruner.close()
+            pruner.plan(last)
+            if method.prune is not None and isinstance(method.prune.schedule, Schedule):
+                how = self._training(method)
+                _schedule(method.prune.schedule, last, how.epochs * self.trainer.per_epoch, self.trainer.per_epoch)
+
+    def _training(self, method: Method) -> Training:
+        """The training that prunes: the whole of it, or after the dense one the fine-tuning."""
+        how = method.train or self.recipe.train
+        again = method.finetune
+        if method.prune is None or again is None:
+            return how
+        if method.prune.schedule == "one-shot" or method.prune.start == "dense":
+            return how.model_copy(update=again.model_dump())
+        return how.model_copy(update={"epochs": how.epochs + again.epochs})
 
     def _epochs(self, method: Method | None) -> int:
-        again = 0 if method is None or method.finetune is None else method.finetune.epochs
-        return self.recipe.train.epochs + again
+        if method is None:
+            return self.recipe.train.epochs
+        again = 0 if method.finetune is None else method.finetune.epochs
+        return (method.train or self.recipe.train).epochs + again
 
     def _cell(self, name: str, asked: float, method: Method | None) -> Cell:
         """Reads a cell that is there, or makes it and puts it on disk, whole; ``None`` makes the dense network."""
         folder = self.root / name / f"{asked:g}"
         if not folder.exists():
             folder.parent.mkdir(exist_ok=True)
-            model = self.model()
             if method is None:
-                self._train(model, self.recipe.train, folder)
-            sparsity = 0.0 if method is None else self._pruned(model, method, asked, folder)
-            model.eval()
-            with torch.no_grad():
-                metrics = self.evaluate(model)
+                model = self.model()
+                self.trainer.train(model, self.recipe.train, folder)
+                report = secateur.inspect(model)
+            else:
+                model = self._pruned(name, method, asked, folder)
+                report = secateur.inspect(model, include=_way(method).include, ignore=_way(method).ignore)
+            layers = {r.name: r.sparsity or 0.0 for r in report.chosen}
+            cell = Cell(self.seed, name, asked, report.sparsity, self.evaluate(model), self._epochs(method), layers)
             with artefact(folder, model) as stage:
-                cell = Cell(self.seed, name, asked, sparsity, metrics, self._epochs(method))
                 (stage / "cell.json").write_text(json.dumps(vars(cell)), "utf-8")
         return Cell(**json.loads((folder / "cell.json").read_text("utf-8")))
 
-    def _pruned(self, model: nn.Module, method: Method, sparsity: float, folder: Path) -> float:
-        """Prunes, with the training that goes with it; the sparsity found at the end."""
+    def _dense(self, name: str, method: Method) -> nn.Module:
+        """The trained dense network a method begins with: the recipe's, or one of the method's own training."""
+        model = self.model()
+        folder = self.root / "dense" / "0" if method.train is None else self.root / name / "dense"
+        if not folder.exists():
+            self.trainer.train(model, method.train or self.recipe.train, folder)
+            with artefact(folder, model):
+                pass
+        load_state(model, load_file(folder / WEIGHTS))
+        return model
+
+    def _pruned(self, name: str, method: Method, sparsity: float, folder: Path) -> nn.Module:
+        """A pruned network, with the training that goes with it."""
+        how = self._training(method)
+        if method.sparse is not None:
+            model = self.model()
+            self.trainer.train(model, how, folder, self._sparse(method.sparse, sparsity))
+            return model
         assert method.prune is not None
-        choice = _choice(method.prune)
-        if method.prune.schedule == "gradual":
-            longer = Training(**{**self.recipe.train.model_dump(), "epochs": self._epochs(method)})
-            self._train(model, longer, folder, sparsity, choice)
-        else:
-            load_state(model, load_file(self.root / "dense" / "0" / WEIGHTS))
-            secateur.prune(model, sparsity, **choice)
-            if method.finetune is not None:
-                self._train(model, _again(self.recipe.train, method.finetune), folder, None, choice)
-        return secateur.inspect(model, include=method.prune.include, ignore=method.prune.ignore).sparsity
+        choice, schedule = _choice(method.prune), method.prune.schedule
+        if schedule != "one-shot":
+            model = self.model() if method.prune.start == "init" else self._dense(name, method)
+            self.trainer.train(model, how, folder, self._gradual(schedule, sparsity, choice))
+            return model
+        model = self._dense(name, method)
+        secateur.prune(model, sparsity, **choice)
+        if method.finetune is not None:
+            self.trainer.train(model, how, folder, lambda m, o, steps: secateur.Pruner(m, o, **choice))
+        return model
 
-    def _train(
-        self,
-        model: nn.Module,
-        how: Training,
-        folder: Path,
-        target: float | None = None,
-        choice: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Trains with zeros held where ``choice`` is given, and pruned gradually where ``target`` is; a line a step."""
-        steps = how.epochs * len(self.data.train(torch.Generator()))  # type: ignore[arg-type]
-        optimizer = resolve(how.optimizer)(model.parameters())
-        rate = LambdaLR(optimizer, lambda t: _rate(how.learning_rate, t, steps))
-        schedule = None if target is None else schedules.auto(target, steps)
-        pruner = None if choice is None else secateur.Pruner(model, optimizer, schedule, **choice)
-        what = f"seed {self.seed}: {folder.parent.name}, {folder.name}"
-        model.train()
-        with folder.with_name(f"{folder.name}.jsonl").open("w", encoding="utf-8") as lines:
-            for t, (x, y) in enumerate(_batches(self.data, self.seed, how.epochs)):
-                loss = update(F.cross_entropy(model(x), y), optimizer, rate, f"{what}, step {t}")
-                asked = 0.0 if schedule is None else schedule(t + 1)
-                lines.write(json.dumps({"step": t + 1, "loss": loss, "sparsity": asked}) + "\n")
-                self.progress(what, t + 1, steps)
-        if pruner is not None:
-            pruner.close()
+    def _gradual(self, asked: Any, sparsity: float, choice: dict[str, Any]) -> Pruned:
+        per_epoch = self.trainer.per_epoch
+        return lambda model, optimizer, steps: secateur.Pruner(
+            model, optimizer, _schedule(asked, sparsity, steps, per_epoch), **choice
+        )
 
-    def _iterated(self, name: str, how: Iterate) -> Iterator[Cell]:
+    def _sparse(self, how: Sparse, sparsity: float) -> Pruned:
+        def made(model: nn.Module, optimizer: Any, steps: int) -> secateur.Pruner:
+            moves = {"every": how.every, "end": max(1, round(how.end * steps)), "drop": how.drop}
+            rewire = None
+            if how.method != "static":
+                rewire = secateur.dynamic.rigl(**moves) if how.method == "rigl" else secateur.dynamic.set(**moves)
+            choice = _sparse_choice(how, self.seed)
+            return secateur.Pruner(model, optimizer, schedules.constant(sparsity), rewire=rewire, **choice)
+
+        return made
+
+    def _iterated(self, name: str, train: Training, how: Iterate) -> Iterator[Cell]:
         """One run through all sparsities, with rounds between them."""
         asked = _between(self.recipe.sparsities, how.rounds)
-        train = self.recipe.train
-        per_epoch = len(self.data.train(torch.Generator()))  # type: ignore[arg-type]
-
-        def make_optimizer(model: nn.Module) -> tuple[Any, Any]:
-            optimizer = resolve(train.optimizer)(model.parameters())
-            return optimizer, LambdaLR(optimizer, lambda t: _rate(train.learning_rate, t, train.epochs * per_epoch))
-
-        choice = {**_choice(how), "criterion": "magnitude"}
+        trainer, folder = self.trainer, self.root / name
+        choice = _choice(how)
+        if choice.pop("criterion") != "magnitude":
+            raise secateur.BadInput(f"{name}: iterate prunes by magnitude; for random masks say control: random.")
         rounds = secateur.iterate(
-            self.model(), self.root / name, make_optimizer=make_optimizer, make_data=self.data.train,
-            loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), evaluate=self.evaluate,
-            epochs=train.epochs, retrain_epochs=how.epochs, sparsities=asked, rewind=how.rewind, control=how.control,
-            seed=self.seed, **choice,
+            self.model(), folder, make_optimizer=lambda m: trainer.optimizer(m, train), make_data=trainer.batches,
+            train=partial(self._round, folder, train), evaluate=self.evaluate, epochs=train.epochs,
+            retrain_epochs=how.epochs, sparsities=asked, rewind=how.rewind, control=how.control, seed=self.seed, **choice,
         )  # fmt: skip
         spent = 0
         for r in rounds:
-            spent += r.how["steps"] // per_epoch
+            spent += r.how["steps"] // trainer.per_epoch
             if r.asked in self.recipe.sparsities:
-                yield Cell(self.seed, name, r.asked, r.sparsity, r.metrics, spent)
+                yield self._of_round(name, how, r, spent)
+
+    def _round(self, folder: Path, train: Training, run: Run) -> None:
+        number = len(list(folder.glob("round-*")))
+        what = f"seed {self.seed}: {folder.name}, round {number}"
+        with log(folder / f"round {number}.jsonl", run.first) as lines:
+            self.trainer.fit(run, train, lines, what)
+
+    def _of_round(self, name: str, how: Iterate, r: Round, epochs: int) -> Cell:
+        model = self.model()
+        r.load(model)
+        report = secateur.inspect(model, include=how.include, ignore=how.ignore)
+        layers = {row.name: row.sparsity or 0.0 for row in report.chosen}
+        return Cell(self.seed, name, r.asked, report.sparsity, r.metrics, epochs, layers)
 
 
-def _choice(how: Choice) -> dict[str, Any]:
-    return how.model_dump(exclude={"schedule", "epochs", "rounds", "rewind", "control"})
+def _way(method: Method) -> Choice | Sparse:
+    found = method.prune or method.iterate or method.sparse
+    assert found is not None
+    return found
 
 
-def _again(train: Training, finetune: Finetune) -> Training:
-    return Training(epochs=finetune.epochs, optimizer=train.optimizer, learning_rate=finetune.learning_rate)
+def _choice(how: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = how.model_dump(include=set(Choice.model_fields))
+    return fields
 
 
-def _batches(data: Data, seed: int, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for epoch in range(epochs):
-        yield from data.train(order_of(seed, epoch))
+def _sparse_choice(how: Sparse, seed: int) -> dict[str, Any]:
+    random = secateur.random(seed)
+    return {**how.model_dump(include={"allocation", "include", "ignore"}), "criterion": random}
 
 
-def _rate(kind: str, step: int, steps: int) -> float:
-    if kind == "constant":
-        return 1.0
-    left = max(0.0, 1 - step / steps)
-    return left if kind == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+def _schedule(asked: Any, target: float, steps: int, per_epoch: int) -> schedules.Schedule:
+    """The schedule of a training of so many steps."""
+    if not isinstance(asked, Schedule):
+        return schedules.auto(target, steps)
+    unit = per_epoch if asked.unit == "epochs" else 1
+    begin, end, every = round(asked.begin * unit), round(asked.end * unit), max(1, round(asked.every * unit))
+    if end > steps:
+        raise secateur.BadInput(
+            f"the schedule ends at step {end}, and the training has {steps} steps: the target would not be reached. "
+            f"End it at {steps / unit:g} {asked.unit} or before, or train longer."
+        )
+    more: dict[str, Any] = {"power": asked.power} if asked.kind == "polynomial" else {}
+    make = getattr(schedules, asked.kind)
+    made: schedules.Schedule = make(target, begin=begin, end=end, every=every, initial=asked.initial, **more)
+    return made
 
 
 def _between(sparsities: list[float], rounds: int) -> list[float]:
@@ -245,3 +280,24 @@ def _between(sparsities: list[float], rounds: int) -> list[float]:
         out.append(s)
         before = s
     return out
+
+
+def _export(recipe: Recipe, root: Path) -> None:
+    """Puts one network where others can take it from."""
+    out, chosen = root / "export", recipe.export
+    if chosen is None or out.exists():
+        return
+    seed = recipe.seeds[0] if chosen.seed is None else chosen.seed
+    folder = root / f"seed-{seed}" / chosen.method
+    if recipe.methods[chosen.method].iterate is not None:
+        rounds = read_rounds(folder)
+        source = next(r.folder for r in rounds if r.asked == chosen.sparsity)
+    else:
+        source = folder / f"{chosen.sparsity:g}"
+    model: Any = resolve(recipe.model)()
+    load_state(model, load_file(source / WEIGHTS))
+    if not hasattr(model, "save_pretrained"):
+        with artefact(out, model):
+            return
+    with staged(out, False, sum(t.numel() * t.element_size() for t in model.state_dict().values())) as stage:
+        model.save_pretrained(stage)

@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from secateur.core.allocate import check_sparsity
 
+LearningRate = Literal["constant", "linear", "cosine"]
+STAGES = ("prune", "finetune", "iterate", "sparse")
+"""Stages that may also stand at the top of a recipe that has one method; it then goes by the name ``pruned``."""
+
 
 class Strict(BaseModel):
     """Refuses unknown settings, and a string where a number is meant."""
@@ -28,12 +32,34 @@ class Call(Strict):
         return {"call": value} if isinstance(value, str) else value
 
 
+class Regularize(Strict):
+    """What prepares a network for pruning while it trains, as in `secateur.regularize`."""
+
+    kind: Literal["l1", "weight_decay", "group_lasso"]
+    strength: float = Field(ge=0)
+    include: str | list[str] | None = None
+    ignore: str | list[str] | None = None
+
+
 class Training(Strict):
-    """A stretch of training."""
+    """A stretch of training.
+
+    ``loss`` is ``(model, batch) -> scalar``; ``loop`` takes a `secateur.train.engine.Run` and makes its updates, instead.
+    """
 
     epochs: int = Field(ge=1)
     optimizer: Call = Call(call="torch.optim:AdamW")
-    learning_rate: Literal["constant", "linear", "cosine"] = "linear"
+    learning_rate: LearningRate = "linear"
+    warm_up: float = Field(default=0.0, ge=0, lt=1)
+    loss: Call | None = None
+    loop: Call | None = None
+    regularize: Regularize | None = None
+
+    @model_validator(mode="after")
+    def _one_loop(self) -> Training:
+        if self.loss is not None and self.loop is not None:
+            raise ValueError("say loss or loop, one of the two: a loop has a loss of its own")
+        return self
 
 
 class Choice(Strict):
@@ -48,21 +74,48 @@ class Choice(Strict):
     min_keep: int = 0
 
 
-class Prune(Choice):
-    """One-shot pruning of the dense network; with a schedule, gradual pruning while it trains anew."""
+class Schedule(Strict):
+    """A schedule of `secateur.schedules` whose target is the sparsity asked for; steps may be counted in epochs."""
 
-    schedule: Literal["one-shot", "gradual"] = "one-shot"
+    kind: Literal["cubic", "linear", "polynomial", "exponential"] = "cubic"
+    begin: float = Field(ge=0)
+    end: float = Field(gt=0)
+    every: float = Field(gt=0)
+    initial: float = 0.0
+    power: float = 3.0
+    unit: Literal["epochs", "steps"] = "epochs"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Schedule:
+        if self.end <= self.begin:
+            raise ValueError(f"a schedule must end after it begins; got begin {self.begin:g}, end {self.end:g}")
+        if self.power != 3.0 and self.kind != "polynomial":
+            raise ValueError("power goes with kind: polynomial")
+        check_sparsity(self.initial, "initial")
+        return self
+
+
+class Prune(Choice):
+    """One-shot pruning of the dense network; with a schedule, gradual pruning while it trains.
+
+    Gradual pruning begins with the network as it is initialised, over the epochs of ``train`` and ``finetune`` together; with
+    ``start: dense`` it begins with the trained dense network, over the epochs of ``finetune``.
+    """
+
+    schedule: Literal["one-shot", "gradual"] | Schedule = "one-shot"
+    start: Literal["init", "dense"] = "init"
 
 
 class Finetune(Strict):
-    """Training after pruning, with the zeros held."""
+    """Training after pruning, with the zeros held; the optimizer is that of ``train``."""
 
     epochs: int = Field(ge=1)
-    learning_rate: Literal["constant", "linear", "cosine"] = "linear"
+    learning_rate: LearningRate = "linear"
+    warm_up: float = Field(default=0.0, ge=0, lt=1)
 
 
 class Iterate(Choice):
-    """Iterative pruning; one run passes through all sparsities."""
+    """Iterative pruning; one run passes through all sparsities, with ``rounds`` rounds from each to the next."""
 
     epochs: int = Field(ge=1)
     rounds: int = Field(default=1, ge=1)
@@ -70,42 +123,82 @@ class Iterate(Choice):
     control: Literal["reinit", "random"] | None = None
 
 
-class Method(Strict):
-    """A way from the dense network to each sparsity: ``prune``, ``prune`` and ``finetune``, or ``iterate``."""
+class Sparse(Strict):
+    """Training that is sparse from the start: a random mask that stays, or that moves (`secateur.dynamic`).
 
+    ``every`` counts steps; ``end`` is the share of the training after which the mask stays.
+    """
+
+    method: Literal["static", "set", "rigl"] = "rigl"
+    allocation: str | dict[str, float] = "erk"
+    include: str | list[str] | None = None
+    ignore: str | list[str] | None = None
+    every: int = Field(default=100, ge=1)
+    drop: float = Field(default=0.3, gt=0, lt=1)
+    end: float = Field(default=0.75, gt=0, le=1)
+
+
+class Method(Strict):
+    """A way to each sparsity: ``prune``, ``prune`` and ``finetune``, ``iterate``, or ``sparse``.
+
+    ``train`` replaces the recipe's training for this method, also that of the dense network it begins with.
+    """
+
+    train: Training | None = None
     prune: Prune | None = None
     finetune: Finetune | None = None
     iterate: Iterate | None = None
-
-    @property
-    def way(self) -> Choice:
-        """What is pruned, and how."""
-        found = self.prune or self.iterate
-        assert found is not None
-        return found
+    sparse: Sparse | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Method:
-        if (self.prune is None) == (self.iterate is None):
-            raise ValueError("say prune or iterate, one of the two")
+        if sum(way is not None for way in (self.prune, self.iterate, self.sparse)) != 1:
+            raise ValueError("say prune, iterate or sparse, one of the three")
         if self.finetune is not None and self.prune is None:
-            raise ValueError("finetune goes with prune; iterate trains by itself")
+            raise ValueError("finetune goes with prune; iterate and sparse train by themselves")
+        if self.prune is not None and self.prune.start == "dense":
+            if self.prune.schedule == "one-shot" or self.finetune is None:
+                raise ValueError("start: dense is for gradual pruning over the epochs of finetune; say both")
         return self
 
 
+class Export(Strict):
+    """Which network goes to ``export/`` in the run's folder: with ``save_pretrained`` if it has that, else safetensors."""
+
+    method: str
+    sparsity: float
+    seed: int | None = None
+
+
 class Recipe(Strict):
-    """A whole experiment: train dense, prune in several ways to several sparsities, compare."""
+    """A whole experiment: train dense, prune in several ways to several sparsities, compare.
+
+    ``quick`` and ``full`` are other forms of it: settings that take the place of those here, by their dotted names.
+    """
 
     version: Literal[1] = 1
     name: str
+    about: str = ""
     folder: str
     seeds: list[int] = [0]
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     data: Call
     model: Call
     evaluate: Call | None = None
     train: Training
     sparsities: list[float]
     methods: dict[str, Method]
+    export: Export | None = None
+    quick: dict[str, Any] = {}
+    full: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_method(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "methods" not in value and any(s in value for s in STAGES):
+            rest = {k: v for k, v in value.items() if k not in STAGES}
+            return {**rest, "methods": {"pruned": {k: value[k] for k in STAGES if k in value}}}
+        return value
 
     @field_validator("methods")
     @classmethod
@@ -123,3 +216,12 @@ class Recipe(Strict):
         if not values or sorted(set(values)) != values:
             raise ValueError("sparsities rise and are not empty")
         return values
+
+    @model_validator(mode="after")
+    def _exported(self) -> Recipe:
+        e = self.export
+        if e is not None and (e.method not in self.methods or e.sparsity not in self.sparsities):
+            raise ValueError("export names a method and a sparsity of this recipe")
+        if e is not None and e.seed is not None and e.seed not in self.seeds:
+            raise ValueError("export names a seed of this recipe")
+        return self

@@ -152,7 +152,7 @@ class Engine:
         if self._snapshot(0).exists():  # a run that was killed here begins with the same weights
             start = read_snapshot(self._snapshot(0))
             load_state(self.model, start["model"])
-            _set_random(start["random"])
+            set_random(start["random"])
         optimizer, scheduler = self.settings.make_optimizer(self.model)
         stops = sorted({0, self.first, self.steps})
         for a, b in zip(stops, [*stops[1:], None], strict=True):
@@ -164,7 +164,7 @@ class Engine:
 
     def _keep(self, step: int, optimizer: Optimizer, scheduler: Any) -> None:
         state = {
-            "model": self.model.state_dict(), "optimizer": optimizer.state_dict(), "random": _get_random(),
+            "model": self.model.state_dict(), "optimizer": optimizer.state_dict(), "random": get_random(),
             "scheduler": None if scheduler is None else scheduler.state_dict(),
         }  # fmt: skip
         write_snapshot(self._snapshot(step), state)
@@ -225,7 +225,7 @@ class Engine:
 
     def _rewind_random(self, number: int) -> None:
         if isinstance(self.settings.rewind, int) or self.settings.rewind == "init":
-            _set_random(read_snapshot(self._snapshot(self.first))["random"])
+            set_random(read_snapshot(self._snapshot(self.first))["random"])
         else:
             torch.manual_seed(self.settings.seed * 2003 + number)
 
@@ -263,7 +263,8 @@ def _up_and_down(step: int, steps: int) -> float:
     return (step + 1) / up if step < up else max(0.0, (steps - step) / max(1, steps - up))
 
 
-def _get_random() -> dict[str, Any]:
+def get_random() -> dict[str, Any]:
+    """The state of every generator that training may draw from."""
     found: Any = np.random.get_state(legacy=True)
     kind, keys, *rest = found
     version, words, gauss = random.getstate()
@@ -276,7 +277,8 @@ def _get_random() -> dict[str, Any]:
     return state
 
 
-def _set_random(state: Mapping[str, Any]) -> None:
+def set_random(state: Mapping[str, Any]) -> None:
+    """Takes them back to where `get_random` found them."""
     torch.set_rng_state(state["torch"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))

@@ -129,6 +129,11 @@ class Pruner:
         return self._steps
 
     @property
+    def asked(self) -> float | None:
+        """The schedule's value now; ``None`` without a schedule."""
+        return None if self._schedule is None else self._value
+
+    @property
     def sparsity(self) -> float:
         """Share of the chosen weights that is held at zero."""
         total = sum(s.numel for s in self._chosen)
