@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -209,7 +210,7 @@ class _Seed:
 
     def _iterated(self, name: str, train: Training, how: Iterate) -> Iterator[Cell]:
         """One run through all sparsities, with rounds between them."""
-        asked = _between(self.recipe.sparsities, how.rounds)
+        asked = _between(self.recipe.sparsities, how)
         trainer, folder = self.trainer, self.root / name
         choice = _choice(how)
         if choice.pop("criterion") != "magnitude":
@@ -272,10 +273,12 @@ def _schedule(asked: Any, target: float, steps: int, per_epoch: int) -> schedule
     return made
 
 
-def _between(sparsities: list[float], rounds: int) -> list[float]:
-    """The sparsity of every round: from each to the next in ``rounds`` rounds that take the same share of what is left."""
+def _between(sparsities: list[float], how: Iterate) -> list[float]:
+    """The sparsity of every round, on the original size."""
     out, before = [], 0.0
     for s in sparsities:
+        needed = math.ceil(math.log((1 - s) / (1 - before)) / math.log(1 - how.rate) - 1e-9)
+        rounds = needed if how.rounds is None else how.rounds
         out += [1 - (1 - before) ** (1 - r / rounds) * (1 - s) ** (r / rounds) for r in range(1, rounds)]
         out.append(s)
         before = s

@@ -115,10 +115,15 @@ class Finetune(Strict):
 
 
 class Iterate(Choice):
-    """Iterative pruning; one run passes through all sparsities, with ``rounds`` rounds from each to the next."""
+    """Iterative pruning; one run passes through all sparsities.
+
+    From each to the next it takes as many rounds as it needs for none to take more than ``rate`` of what is left, or
+    ``rounds``; rounds of one such way take the same share.
+    """
 
     epochs: int = Field(ge=1)
-    rounds: int = Field(default=1, ge=1)
+    rate: float = Field(default=0.2, gt=0, lt=1)
+    rounds: int | None = Field(default=None, ge=1)
     rewind: int | Literal["init", "lr", "linear", "finetune"] = "init"
     control: Literal["reinit", "random"] | None = None
 
