@@ -117,8 +117,8 @@ class Pruner:
         self._optimizers: list[Optimizer] = []
         self._handles: list[Any] = []
         optimizers = optimizer if isinstance(optimizer, list | tuple) else [] if optimizer is None else [optimizer]
-        for i, o in enumerate(optimizers):
-            self._check_holds(bare(o), before=i)
+        for o in optimizers:
+            self._check_follows(bare(o), of=len(optimizers))
         if self._value_at(0):
             self._change(self._value_at(0))
         else:
@@ -170,9 +170,9 @@ class Pruner:
             NotDefined: a second one, with ``rewire``.
         """
         inner = bare(optimizer)
-        self._check_holds(inner, before=len(self._optimizers))
         if any(inner is o for o in self._optimizers):
             raise BadInput("this optimizer is attached already.")
+        self._check_follows(inner, of=len(self._optimizers) + 1)
         self._optimizers.append(inner)
         self._handles.append(inner.register_step_post_hook(self._stepped))
         if self._rewire is not None and self._rewire.by_gradient:
@@ -319,8 +319,10 @@ class Pruner:
     def _chosen(self) -> list[Spec]:
         return [s for s in self._specs if s.skip is None]
 
-    def _check_holds(self, optimizer: Optimizer, before: int) -> None:
-        """Refuses an optimizer that comes after ``before`` others, if it is not one to follow."""
+    def _check_follows(self, optimizer: Optimizer, of: int) -> None:
+        """Refuses an optimizer, one of so many, whose steps cannot be followed."""
+        if self._rewire is not None and of > 1:
+            raise NotDefined("rewire is not defined with several optimizers, whose steps are not one: give it one.")
         held = held_by(optimizer)
         foreign = [s.name for s in self._chosen if not any(id(p) in held for p in self._held.parameters[s.name])]
         if foreign and (self._rewire is not None or len(foreign) == len(self._chosen)):
@@ -330,8 +332,6 @@ class Pruner:
                 f"{', '.join(foreign[:4])}{', …' if len(foreign) > 4 else ''}): make it from this model's parameters, after "
                 "anything that replaces them."
             )
-        if self._rewire is not None and before:
-            raise NotDefined("rewire is not defined with several optimizers, whose steps are not one: give it one.")
 
     # State
 
