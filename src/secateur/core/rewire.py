@@ -30,7 +30,8 @@ def lowest(spec: Spec, keys: Tensor, among: Tensor, count: int) -> Tensor:
     pieces = []
     for at in range(0, among.numel(), CHUNK):
         index = at + among[at : at + CHUNK].nonzero().reshape(-1)
-        pieces.append((keys[index], Part(spec, keys[index], index)))
+        some = keys[index]
+        pieces.append((some, Part(spec, some, index)))
     (cut,) = smallest([Keyed(spec, lambda: iter(pieces))], count, SCORES)
     found = torch.zeros_like(among)
     for some, part in pieces:
