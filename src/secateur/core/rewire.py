@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .elements import SCORES, pruned_by
+from .elements import pruned_by
 from .keys import CHUNK
-from .select import Keyed, smallest
+from .select import Keyed, Space, smallest
 from .types import Part, Spec
 
 
@@ -16,7 +16,7 @@ def lowest(spec: Spec, keys: Tensor, among: Tensor, count: int) -> Tensor:
 
     Args:
         spec: the tensor.
-        keys: int64, one an element, flat; above `secateur.core.keys.LOWEST`.
+        keys: int64, 1 or more, one an element, flat; the smaller their range, the fewer passes.
         among: bool, flat: the elements to take from.
         count: 0 <= count <= how many those are.
 
@@ -24,7 +24,7 @@ def lowest(spec: Spec, keys: Tensor, among: Tensor, count: int) -> Tensor:
         bool, flat.
 
     >>> w = Spec("w", (4,), torch.float32, "linear")
-    >>> lowest(w, torch.tensor([0, 3, 1, 1]), torch.tensor([False, True, True, True]), 1).tolist()
+    >>> lowest(w, torch.tensor([1, 4, 2, 2]), torch.tensor([False, True, True, True]), 1).tolist()
     [False, False, True, False]
     """
     pieces = []
@@ -32,10 +32,11 @@ def lowest(spec: Spec, keys: Tensor, among: Tensor, count: int) -> Tensor:
         index = at + among[at : at + CHUNK].nonzero().reshape(-1)
         some = keys[index]
         pieces.append((some, Part(spec, some, index)))
-    (cut,) = smallest([Keyed(spec, lambda: iter(pieces))], count, SCORES)
+    space = Space(int(keys.max()).bit_length())
+    (cut,) = smallest([Keyed(spec, lambda: iter(pieces))], count, space)
     found = torch.zeros_like(among)
     for some, part in pieces:
-        found[part.index()[pruned_by(some, part, cut, SCORES.lowest)]] = True
+        found[part.index()[pruned_by(some, part, cut, space.lowest)]] = True
     return found
 
 
@@ -45,7 +46,7 @@ def rewire(spec: Spec, live: Tensor, drop: Tensor, grow: Tensor, count: int) -> 
     Args:
         spec: the tensor.
         live: bool, flat.
-        drop, grow: int64 keys, flat; the lowest go, and the lowest come.
+        drop, grow: keys as in `lowest`; the lowest go, and the lowest come.
         count: at most as many as live.
 
     Returns:
@@ -53,7 +54,7 @@ def rewire(spec: Spec, live: Tensor, drop: Tensor, grow: Tensor, count: int) -> 
 
     >>> w = Spec("w", (4,), torch.float32, "linear")
     >>> live, magnitudes, gradients = torch.tensor([[1, 1, 0, 0], [5, 2, 0, 0], [0, 1, 9, 3]])
-    >>> rewire(w, live.bool(), magnitudes, -gradients, 1).tolist()
+    >>> rewire(w, live.bool(), 1 + magnitudes, 10 - gradients, 1).tolist()
     [True, False, True, False]
     """
     rest = live & ~lowest(spec, drop, live, count)

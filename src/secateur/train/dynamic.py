@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from secateur.core.allocate import prune_count
 from secateur.core.bits import pack
 from secateur.core.criteria import random
-from secateur.core.keys import magnitude_key
+from secateur.core.keys import FORMATS, magnitude_key
 from secateur.core.patterns import Pattern, Unstructured
 from secateur.core.rewire import rewire
 from secateur.core.schedules import OneShot, check_count, check_step
@@ -72,11 +72,12 @@ class RigL(_Rewiring):
     by_gradient = True
 
     def keys(self, held: Held, spec: Spec, step: int) -> Tensor | None:
-        """Keys of growth, the lowest first; ``None`` for a tensor that got no gradient."""
+        """Keys of growth, 1 or more, the lowest first; ``None`` for a tensor that got no gradient."""
         gradients = [p.grad for p in held.parameters[spec.name] if p.grad is not None]
         if not gradients:
             return None
-        return -_finite_keys(reduce(torch.add, gradients), f"the gradient of {spec}", step)
+        total = reduce(torch.add, gradients)
+        return FORMATS[total.dtype].nonfinite - _finite_keys(total, f"the gradient of {spec}", step)
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class SET(_Rewiring):
     def keys(self, held: Held, spec: Spec, step: int) -> Tensor | None:
         """Keys of growth: an integer hash of (seed, name, step, index)."""
         index = torch.arange(spec.numel, device=held.tensor(spec).device)
-        return random(self.seed)(index, name=f"{spec.name}\0{step}", index=index).to(torch.int64)
+        hashed = random(self.seed)(index, name=f"{spec.name}\0{step}", index=index)
+        return hashed.to(torch.int64) + (1 << 31) + 1
 
 
 Rewiring = RigL | SET
@@ -196,7 +198,7 @@ def move_masks(held: Held, specs: Iterable[Spec], how: Rewiring, step: int, opti
     for spec in specs:
         if spec.name not in held.bits:  # dense: there is nowhere to grow
             continue
-        drop = _finite_keys(held.tensor(spec), str(spec), step)
+        drop = _finite_keys(held.tensor(spec), str(spec), step) + 1
         grow = how.keys(held, spec, step)
         count = prune_count(held.kept(spec), how.fraction(step))
         if grow is not None and count:
