@@ -39,7 +39,7 @@ class OneShot:
 
     def __post_init__(self) -> None:
         check_sparsity(self.target, "target")
-        _check_step(self.at, "at")
+        check_step(self.at, "at")
 
     def __call__(self, step: int) -> float:
         return self.target if step >= self.at else 0.0
@@ -110,7 +110,7 @@ class AcDc:
 
     def __post_init__(self) -> None:
         _check_way(self.target, self.begin, self.end, self.sparse, 0.0)
-        _check_count(self.dense, "dense")
+        check_count(self.dense, "dense")
 
     def __call__(self, step: int) -> float:
         if step < self.begin:
@@ -248,7 +248,7 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Join:
             f"{len(schedules)} schedules are joined at {len(schedules) - 1} boundaries; got {len(boundaries)}."
         )
     for b in boundaries:
-        _check_step(b, "a boundary")
+        check_step(b, "a boundary")
     if any(a >= b for a, b in pairwise(boundaries)):
         raise BadInput(f"boundaries must rise; got {list(boundaries)}.")
     return Join(tuple(schedules), tuple(boundaries))
@@ -285,20 +285,22 @@ def _shown(schedule: Any, call: str) -> str:
 def _check_way(target: float, begin: int, end: int, every: int, initial: float) -> None:
     check_sparsity(target, "target")
     check_sparsity(initial, "initial")
-    _check_step(begin, "begin")
-    _check_step(end, "end")
-    _check_count(every, "every")
+    check_step(begin, "begin")
+    check_step(end, "end")
+    check_count(every, "every")
     if end <= begin:
         raise BadInput(f"a schedule must end after it begins; got begin={begin}, end={end}. For one step use one_shot.")
     if initial > target:
         raise BadInput(f"a schedule prunes more with time; got initial={initial}, target={target}.")
 
 
-def _check_step(value: Any, what: str) -> None:
+def check_step(value: Any, what: str) -> None:
+    """Refuses what is not the number of an update."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise BadInput(f"{what} is a step, an int >= 0; got {value!r}.")
 
 
-def _check_count(value: Any, what: str) -> None:
+def check_count(value: Any, what: str) -> None:
+    """Refuses what is not a number of updates."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise BadInput(f"{what} is a number of steps, an int >= 1; got {value!r}.")

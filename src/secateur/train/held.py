@@ -86,9 +86,18 @@ class Held:
                 self.bits[spec.name] = bits
 
     @torch.no_grad()
+    def swap(self, masks: Mapping[str, Tensor], optimizers: Sequence[Optimizer]) -> None:
+        """Takes other masks, packed, for tensors that have one. What does not live in both is zeroed, and its state too."""
+        masked = self._masked({name: self.bits[name] & bits for name, bits in masks.items()})
+        for parameter, bits in masked:
+            keep_(parameter, bits)
+        mask_state(optimizers, masked, self._state_keys)
+        self.bits.update(masks)
+
+    @torch.no_grad()
     def zero_weights(self) -> None:
         """Writes zeros wherever they are held."""
-        for parameter, bits in self._masked():
+        for parameter, bits in self._masked(self.bits):
             keep_(parameter, bits)
 
     def zero_gradient(self, name: str, parameter: Tensor) -> None:
@@ -99,7 +108,7 @@ class Held:
 
     def zero_state(self, optimizers: Sequence[Optimizer]) -> None:
         """Writes zeros into what optimizers remember of weights that are held."""
-        mask_state(optimizers, self._masked(), self._state_keys)
+        mask_state(optimizers, self._masked(self.bits), self._state_keys)
 
     @torch.no_grad()
     def zero_other(self, store: MemoryStore) -> None:
@@ -117,5 +126,5 @@ class Held:
             t = store.entry(known[name]).tensor
             keep_(t, bits.to(t.device))
 
-    def _masked(self) -> list[tuple[nn.Parameter, Tensor]]:
-        return [(p, bits) for name, bits in self.bits.items() for p in self.parameters[name]]
+    def _masked(self, masks: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+        return [(p, bits) for name, bits in masks.items() for p in self.parameters[name]]

@@ -55,6 +55,32 @@ def mixes(optimizer: Optimizer) -> bool:
     return not (kind.__module__.startswith("torch.optim") and kind.__name__ in ELEMENTWISE)
 
 
+def skipped(optimizer: Optimizer) -> bool:
+    """Whether a gradient scaler found infinite gradients: it calls a fused optimizer all the same, which then does nothing."""
+    found: Tensor | None = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
+def with_loss(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What ``step`` was called with, its closure, if any, called now: for gradients before the step begins."""
+    named = "closure" in kwargs
+    closure = kwargs["closure"] if named else args[1] if len(args) > 1 else None
+    if closure is None:
+        return args, kwargs
+    with torch.enable_grad():
+        loss = closure()
+    if named:
+        return args, {**kwargs, "closure": lambda: loss}
+    return (args[0], lambda: loss, *args[2:]), kwargs
+
+
+def drop_gradients(optimizer: Optimizer) -> None:
+    """Takes the gradients away, so that a step moves nothing: optimizers pass over parameters without one."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = None
+
+
 def mask_state(
     optimizers: Iterable[Optimizer], masked: Sequence[tuple[nn.Parameter, Tensor]], state_keys: frozenset[str]
 ) -> None:

@@ -20,12 +20,13 @@ from secateur.core.schedules import Schedule
 from secateur.core.spelling import Allocation
 from secateur.core.types import Spec
 from secateur.core.write import write_rows
-from secateur.errors import BadInput, BadTensor, PlanMismatch, SecateurWarning
+from secateur.errors import BadInput, BadTensor, NotDefined, PlanMismatch, SecateurWarning
 from secateur.stores.base import choose, matches
 from secateur.stores.memory import MemoryStore
 
+from .dynamic import Rewiring, check_rewiring, move_masks
 from .held import Held
-from .optimizers import STATE_KEYS, bare, held_by, mixes
+from .optimizers import STATE_KEYS, bare, drop_gradients, held_by, mixes, skipped, with_loss
 from .parameters import trainable
 
 PATIENCE = 100
@@ -56,6 +57,8 @@ class Pruner:
         grad_mask: mask gradients; ``False`` for methods that look at the gradients of pruned weights. The weights are then
             masked after every step.
         state_keys: names of further optimizer state that belongs to single weights.
+        rewire: move the masks at a constant sparsity, by `secateur.dynamic.rigl` or ``random_growth``; for one attached
+            optimizer, ``schedules.constant`` and single weights.
 
     Raises:
         BadInput, NothingChosen, NotDefined: as `secateur.prune`; an optimizer that holds none of the pruned parameters; a
@@ -91,6 +94,7 @@ class Pruner:
         regrow: bool = False,
         grad_mask: bool = True,
         state_keys: Iterable[str] = (),
+        rewire: Rewiring | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise BadInput(f"a Pruner trains a module, got {type(model).__name__}.")
@@ -102,6 +106,8 @@ class Pruner:
             min_keep=min_keep, on_the_way=True,
         )  # fmt: skip
         self._pattern = self._ask(0.0).pattern
+        check_rewiring(rewire, schedule, self._pattern, regrow, grad_mask)
+        self._rewire = rewire
         self._roles = roles
         self._store = MemoryStore(model, roles=roles)
         self._specs = trainable(self._choice(include, ignore), self._store)
@@ -112,7 +118,7 @@ class Pruner:
         self._handles: list[Any] = []
         optimizers = optimizer if isinstance(optimizer, list | tuple) else [] if optimizer is None else [optimizer]
         for o in optimizers:
-            self._check_holds(bare(o))
+            self._check_follows(bare(o), of=len(optimizers))
         if self._value_at(0):
             self._change(self._value_at(0))
         else:
@@ -165,14 +171,17 @@ class Pruner:
         the steps of the first are counted.
 
         Raises:
-            BadInput: it holds none of the pruned parameters, or is attached already.
+            BadInput: it holds none of the pruned parameters (with ``rewire``: not all), or is attached already.
+            NotDefined: a second one, with ``rewire``.
         """
         inner = bare(optimizer)
-        self._check_holds(inner)
         if any(inner is o for o in self._optimizers):
             raise BadInput("this optimizer is attached already.")
+        self._check_follows(inner, of=len(self._optimizers) + 1)
         self._optimizers.append(inner)
         self._handles.append(inner.register_step_post_hook(self._stepped))
+        if self._rewire is not None and self._rewire.by_gradient:
+            self._handles.append(inner.register_step_pre_hook(self._before_step))
         self._held.zero_state([inner])
 
     def hold(self, masks: Mapping[str, Tensor]) -> None:
@@ -190,7 +199,10 @@ class Pruner:
 
         Raises:
             BadInput: an optimizer is attached, whose steps are counted already.
+            NotDefined: with ``rewire``.
         """
+        if self._rewire is not None:
+            raise NotDefined("rewire resets what the optimizer remembers: attach it, and leave pruner.step() out.")
         if self._optimizers:
             raise BadInput("the optimizer's steps are counted already: leave pruner.step() out, or the optimizer.")
         self._advance(again=True)
@@ -202,7 +214,24 @@ class Pruner:
         self._handles.clear()
         self._optimizers.clear()
 
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An update that grows by gradient: its gradients say where, and move nothing."""
+        how = self._grows_by_gradient()
+        if how is None or skipped(optimizer):
+            return None
+        given = with_loss(args, kwargs)
+        move_masks(self._held, self._chosen, how, self._steps + 1, [optimizer])
+        drop_gradients(optimizer)  # its step then moves nothing
+        return given
+
+    def _grows_by_gradient(self) -> Rewiring | None:
+        """What the next update is made by, if it grows by gradient."""
+        how = self._rewire if self._optimizers else None
+        return how if how is not None and how.by_gradient and how.due(self._steps + 1) else None
+
     def _stepped(self, optimizer: Optimizer, *_: Any) -> None:
+        if skipped(optimizer):
+            return
         if optimizer is self._optimizers[0]:
             self._advance(again=not self._grad_mask or any(mixes(o) for o in self._optimizers))
         elif mixes(optimizer) or not self._grad_mask:
@@ -216,6 +245,9 @@ class Pruner:
             self._change(value)
         elif again:
             self._held.zero_weights()
+        how = self._rewire
+        if how is not None and not how.by_gradient and how.due(self._steps):
+            move_masks(self._held, self._chosen, how, self._steps, self._optimizers)
 
     def _value_at(self, step: int) -> float:
         return 0.0 if self._schedule is None else self._schedule(step)
@@ -265,7 +297,7 @@ class Pruner:
         def mask(parameter: Tensor) -> None:
             if first and not self._optimizers and self._schedule is not None:
                 self._wait()
-            if self._grad_mask:
+            if self._grad_mask and self._grows_by_gradient() is None:
                 self._held.zero_gradient(name, parameter)
 
         return mask
@@ -292,13 +324,17 @@ class Pruner:
     def _chosen(self) -> list[Spec]:
         return [s for s in self._specs if s.skip is None]
 
-    def _check_holds(self, optimizer: Optimizer) -> None:
+    def _check_follows(self, optimizer: Optimizer, of: int) -> None:
+        """Refuses an optimizer, one of so many, whose steps cannot be followed."""
+        if self._rewire is not None and of > 1:
+            raise NotDefined("rewire is not defined with several optimizers, whose steps are not one: give it one.")
         held = held_by(optimizer)
-        if not any(id(p) in held for s in self._chosen for p in self._held.parameters[s.name]):
-            names = ", ".join(s.name for s in self._chosen[:4])
+        foreign = [s.name for s in self._chosen if not any(id(p) in held for p in self._held.parameters[s.name])]
+        if foreign and (self._rewire is not None or len(foreign) == len(self._chosen)):
             raise BadInput(
-                f"the optimizer ({type(optimizer).__name__}, {len(held)} parameters) holds none of the parameters that are "
-                f"pruned ({names}{', …' if len(self._chosen) > 4 else ''}): make it from this model's parameters, after "
+                f"the optimizer ({type(optimizer).__name__}, {len(held)} parameters) holds "
+                f"{'none' if len(foreign) == len(self._chosen) else 'not all'} of the parameters that are pruned (missing: "
+                f"{', '.join(foreign[:4])}{', …' if len(foreign) > 4 else ''}): make it from this model's parameters, after "
                 "anything that replaces them."
             )
 
@@ -330,6 +366,10 @@ class Pruner:
                 f"{n}: {theirs.get(n, 'missing')} in the state, {mine.get(n, 'missing')} here" for n in odd[:6]
             )
             raise PlanMismatch(f"the state is of another model or another choice of tensors: {told}.")
+        if self._rewire is not None and state["value"] != self._value:
+            raise PlanMismatch(
+                f"the state is of sparsity {state['value']}, which rewire keeps constant at {self._value} here."
+            )
         self.hold(state["masks"])
         self._steps, self._value, self._waiting = state["steps"], state["value"], 0
 
