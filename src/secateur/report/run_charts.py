@@ -92,7 +92,7 @@ def layer_chart(layers: dict[str, dict[str, float]], names: Sequence[str], style
     high = max(*values, 0.02)
     y = nice_axis("", max(0.0, min(*values, high - 0.02)), high, percent)
     step = math.ceil(len(names) / 12)
-    x = Axis("layer, from the input on", 1, len(names), [(i, str(i)) for i in range(1, len(names) + 1, step)])
+    x = Axis("layer, numbered as in the table", 1, len(names), [(i, str(i)) for i in range(1, len(names) + 1, step)])
     return line_chart("sparsity of each layer", x, y, series)
 
 

@@ -66,6 +66,7 @@ def render(run: RunFacts) -> str:
         lost=_not_finite(run),
         open_rows=OPEN_ROWS,
         most_points=charts.MOST_POINTS,
+        most_lines=charts.MOST_LINES,
     )
 
 
@@ -161,7 +162,7 @@ def _logged(run: RunFacts) -> dict[str, Any]:
     for method, logs in _by_method(run).items():
         for label, parts in charts.trainings(method, logs).items():
             of_seed = [log for _, log in parts if log.seed == parts[0][1].seed and log.asked]
-            if of_seed:
+            if of_seed and method != DENSE:
                 apart = max(float(np.abs(np.subtract(log.asked, log.found)).max()) for _, log in parts if log.asked)
                 steps = sum(max(log.steps, default=0) for log in of_seed)
                 last = of_seed[-1]

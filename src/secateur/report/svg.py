@@ -128,6 +128,7 @@ def line_chart(
         height = y.at(reference[0], bottom, TOP)
         parts.append(_segment("reference", LEFT, height, right, height))
     ends: list[tuple[Place, str, str]] = []
+    left: set[Place] = set()
     for i, s in enumerate(series):
         shift = (i - (len(series) - 1) / 2) * DODGE if s.drawn == "line" else 0.0
         runs = _runs(s.marks, x, y, (LEFT + shift, right + shift), bottom)
@@ -135,10 +136,12 @@ def line_chart(
         if s.drawn == "line":
             parts += [_dot(s.style, m, x.at(m.x, LEFT, right) + shift, y, bottom) for m in s.marks if y.holds(m.y)]
         if s.drawn != "band" and runs:
+            left |= {runs[-1][-1]} if not y.holds(s.marks[-1].y) else set()
             ends.append((runs[-1][-1], s.label, f"label {css(s.style)}"))
     if reference is not None:
         ends.append(((right - 4.0, y.at(reference[0], bottom, TOP)), reference[1], "reference"))
-    ends.sort(key=lambda end: (end[0][1], -end[0][0]))  # of the lines that leave below, the one that got farthest first
+    # Of the lines that leave the axis, the one that got farthest comes first.
+    ends.sort(key=lambda end: (end[0][1], -end[0][0] if end[0] in left else -math.inf))
     heights = spread([place[1] for place, _, _ in ends], TOP + 2, bottom - 4)
     for (place, label, style), height in zip(ends, heights, strict=True):
         parts.append(_label(label, style, place, (right + 14, height)))
