@@ -10,8 +10,9 @@ import numpy as np
 
 from examples.first_cut.settings import REFERENCE, Settings
 from examples.first_cut.summary import select
-from examples.first_cut.words import join, points, share
+from examples.first_cut.words import points
 from secateur.evaluate.statistics import Interval, interval, spearman
+from secateur.report.words import join, share
 
 Verdict = Literal["yes", "no", "unclear"]
 

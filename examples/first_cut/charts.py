@@ -10,9 +10,10 @@ from typing import Any
 
 from examples.first_cut.settings import METHODS, REFERENCE
 from examples.first_cut.summary import Layer, Network, Point
-from examples.first_cut.words import NAMES, percent, points, share, signed, span
+from examples.first_cut.words import NAMES, STYLES, percent, points, span
 from secateur.evaluate.statistics import Interval
-from secateur.report.svg import WIDTH, Axis, Mark, Series, line_chart, nice_axis, picture, sparsity_axis
+from secateur.report.svg import WIDTH, Axis, Mark, Series, css, line_chart, nice_axis, picture, sparsity_axis
+from secateur.report.words import share, signed
 
 SHARE = Axis("", 0.0, 1.0, [(t / 5, f"{20 * t}%") for t in range(6)])
 MATRICES = {
@@ -42,7 +43,7 @@ def accuracy_chart(network: Network, shown: Callable[[Point], Interval | None], 
             if value is not None:
                 tip = f"{NAMES[method]}, {share(p.sparsity, 0)} pruned: {percent(value)}"
                 marks.append(Mark(p.sparsity, value.mean, *ends(value), tip))
-        series.append(Series(NAMES[method], method, marks))
+        series.append(Series(NAMES[method], STYLES[method], marks))
     name = f"{network.title}: test accuracy {when} against sparsity"
     axis = sparsity_axis([p.sparsity for p in network.points[REFERENCE]])
     return line_chart(name, axis, SHARE, series, (dense.mean, f"dense {share(dense.mean)}"))
@@ -58,7 +59,7 @@ def difference_chart(network: Network) -> str:
         for p in network.points[method]:
             tip = f"{NAMES[method]} minus global at {share(p.sparsity, 0)}: {points(p.minus_global)} points"
             marks.append(Mark(p.sparsity, p.minus_global.mean, *ends(p.minus_global), tip))
-        series.append(Series(NAMES[method], method, marks))
+        series.append(Series(NAMES[method], STYLES[method], marks))
         low = min(low, *(m.low for m in marks))
         high = max(high, *(m.high for m in marks))
     y = nice_axis("", max(low, -1.0), min(high, 1.0), lambda v: signed(100 * v, 0))
@@ -77,7 +78,7 @@ def flops_chart(network: Network) -> str:
             work = f"{share(p.flops.mean)} of the FLOPs left"
             tip = f"{NAMES[method]}, {share(p.sparsity, 0)} pruned, {work}: {percent(p.final)}"
             marks.append(Mark(1 - p.flops.mean, p.final.mean, *ends(p.final), tip))
-        series.append(Series(NAMES[method], method, marks))
+        series.append(Series(NAMES[method], STYLES[method], marks))
     removed = [m.x for s in series for m in s.marks]
     axis = sparsity_axis([min(removed), max(removed)])
     round_numbers = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -99,12 +100,13 @@ def layer_bars(network: Network) -> str:
         parts.append(f'<text class="small" x="0" y="{y + 27:.0f}">{layers[0].numel:,}</text>')
         for method, layer in zip(methods, layers, strict=True):
             width = layer.sparsity.mean * (right - left)
+            style = css(STYLES[method])
             tip = f"{NAMES[method]}, {layer.name}: {percent(layer.sparsity)} pruned"
             parts.append(
                 f"<g><title>{escape(tip)}</title>"
                 f'<rect class="track" x="{left}" y="{y:.1f}" width="{right - left}" height="{row - 3}"/>'
-                f'<rect class="fill {method}" x="{left}" y="{y:.1f}" width="{width:.1f}" height="{row - 3}"/>'
-                f'<text class="label {method}" x="{right + 6}" y="{y + 10:.1f}">'
+                f'<rect class="fill {style}" x="{left}" y="{y:.1f}" width="{width:.1f}" height="{row - 3}"/>'
+                f'<text class="label {style}" x="{right + 6}" y="{y + 10:.1f}">'
                 f"{share(layer.sparsity.mean)} {escape(NAMES[method])}</text></g>"
             )
             y += row
@@ -124,7 +126,7 @@ def score_chart(encoder: dict[str, Any], test: str, title: str) -> str:
                 s = r["scores"][test]
                 tip = f"{method}, {share(r['asked'], 0)} pruned: {span(s)}"
                 marks.append(Mark(r["asked"], s["score"], s["low"], s["high"], tip))
-        series.append(Series(NAMES[method], method, marks))
+        series.append(Series(NAMES[method], STYLES[method], marks))
         low, high = min(low, *(m.low for m in marks)), max(high, *(m.high for m in marks))
     asked = [m.x for m in series[0].marks]
     x = Axis("% of the linear weights pruned", min(asked), max(asked), [(s, f"{100 * s:g}") for s in asked])

@@ -8,16 +8,11 @@ from typing import Any
 
 from examples.first_cut.settings import METHODS, REFERENCE
 from examples.first_cut.summary import Network, Point
-from examples.first_cut.words import NAMES, TESTS, join, percent, points, share, signed
-from secateur.evaluate.statistics import Interval
+from examples.first_cut.words import NAMES, TESTS, percent, points
+from secateur.report.words import join, share, signed
 
 CLOSE = 0.01
 """A network within one point of its dense accuracy counts as close to it."""
-
-
-def excludes_zero(value: Interval) -> bool:
-    """Whether the 95 % interval lies wholly on one side of zero; never so for a single number."""
-    return value.half is not None and abs(value.mean) > value.half
 
 
 def network_findings(network: Network) -> list[str]:
@@ -39,7 +34,7 @@ def _ranking(network: Network) -> str:
 def _against_global(network: Network) -> str:
     last = {m: row[-1] for m, row in network.points.items() if m not in (REFERENCE, "random")}
     differences = ", ".join(f"{NAMES[m]} {points(p.minus_global)}" for m, p in last.items())
-    sure = [NAMES[m] for m, p in last.items() if excludes_zero(p.minus_global)]
+    sure = [NAMES[m] for m, p in last.items() if p.minus_global.excludes_zero]
     return (
         f"Against global there, on the same trained weights, in points: {differences}. "
         f"The interval leaves out zero for {join(sure) or 'none of them'}."
@@ -50,10 +45,10 @@ def _expectation(network: Network) -> str:
     """Global against uniform, the comparison papers have an expectation for."""
     uniform = network.points["uniform"]
     ahead = [p for p in uniform if p.minus_global.mean < 0]
-    sure = [p for p in uniform if excludes_zero(p.minus_global)]
+    sure = [p for p in uniform if p.minus_global.excludes_zero]
     far = uniform[-1]
     verdict = "as expected" if far.minus_global.mean < 0 else "against that expectation"
-    if not excludes_zero(far.minus_global):
+    if not far.minus_global.excludes_zero:
         verdict += ", but not beyond the noise of these seeds"
     surely = _list(sure) if sure else "no sparsity"
     return (

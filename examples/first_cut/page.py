@@ -14,8 +14,10 @@ from examples.first_cut.answer import MARGIN, Early, follows, headline, sentence
 from examples.first_cut.job import Results
 from examples.first_cut.settings import METHODS, REFERENCE
 from examples.first_cut.summary import Network, Point
-from examples.first_cut.words import NAMES, TESTS, percent, points, share, signed, span
+from examples.first_cut.words import NAMES, TESTS, percent, points, span
+from secateur import report
 from secateur.evaluate.statistics import student_quantile
+from secateur.report.words import share, signed
 
 
 def figure(svg: str, caption: str) -> dict[str, Any]:
@@ -94,8 +96,8 @@ def answer_table(answers: list[Early]) -> dict[str, Any]:
 
 def render(results: Results, seconds: dict[str, float]) -> str:
     """The page as one HTML document that loads nothing."""
-    here = Path(__file__).parent
-    environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined)
+    folders = [Path(__file__).parent, Path(report.__file__).parent]
+    environment = Environment(loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined)
     encoder = results.measured["encoder"]
     last = max(r["asked"] for r in encoder["runs"])
     deepest = next(r for r in encoder["runs"] if r["method"] == "global" and r["asked"] == last)

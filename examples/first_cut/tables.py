@@ -10,7 +10,8 @@ from examples.first_cut.answer import headline, sentence
 from examples.first_cut.job import Results
 from examples.first_cut.settings import METHODS
 from examples.first_cut.summary import Network
-from examples.first_cut.words import NAMES, TESTS, percent, share, span
+from examples.first_cut.words import NAMES, TESTS, percent, span
+from secateur.report.words import share
 
 
 def print_summary(results: Results, console: Console) -> None:

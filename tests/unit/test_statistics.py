@@ -43,6 +43,11 @@ def test_interval_by_hand() -> None:
         stats.interval([])
 
 
+def test_an_interval_leaves_out_zero_or_not() -> None:
+    assert [stats.Interval(-1.0, half, 3).excludes_zero for half in (0.5, 1.0, 1.5)] == [True, False, False]
+    assert not stats.Interval(1.0, None, 1).excludes_zero
+
+
 def test_bootstrap_pairs_its_draws() -> None:
     x = np.arange(20.0)
     a = stats.bootstrap(lambda i: float(x[i].mean()), 20, 100)

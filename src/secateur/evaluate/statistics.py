@@ -17,6 +17,11 @@ class Interval:
     half: float | None
     n: int
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies wholly on one side of zero; never so for a single number."""
+        return self.half is not None and abs(self.mean) > self.half
+
 
 def student_cdf(t: float, df: int) -> float:
     """P(T <= t) of Student's t with ``df`` degrees of freedom, by the finite series for whole ``df``.
