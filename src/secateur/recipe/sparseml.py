@@ -7,6 +7,7 @@ form and ``src/sparseml/modifiers`` for the staged one.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 
 from secateur.errors import BadInput
 
-from .sparseml_pruning import GRADUAL, Way, ways_of
+from .sparseml_pruning import GRADUAL, Way, groups, ways_of
 from .sparseml_text import read
 from .sparseml_training import epochs_of, leave_out, training_of
 
@@ -56,14 +57,14 @@ def imported(text: str, where: str) -> tuple[dict[str, Any], list[str]]:
         leave_out(modifiers, notes)
         if not ways:
             raise BadInput(_nothing(any(m.kind == "ConstantPruningModifier" for m in modifiers), notes))
-        method = _method(ways, epochs, notes)
         train = training_of(modifiers, epochs, notes)
+        methods = _methods(ways, train, notes)
     except BadInput as e:
         raise BadInput(f"{where}: {e}") from None
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePath(where).stem).strip("-.") or "imported"
     recipe = {
         "version": 1, "name": name, "folder": f"runs/{name}", "data": DATA, "model": MODEL, "train": train,
-        "sparsities": [max(w.target for w in ways)], "methods": method,
+        "sparsities": [max(w.target for w in ways)], "methods": methods,
     }  # fmt: skip
     return recipe, [*_to_fill_in(), *notes]
 
@@ -86,19 +87,19 @@ def _nothing(constant: bool, notes: list[str]) -> str:
     return " ".join([found, *notes])
 
 
-def _method(ways: list[Way], epochs: int, notes: list[str]) -> dict[str, Any]:
+def _methods(ways: list[Way], train: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """One method for all that is pruned, as near as one can be."""
     first = ways[0]
     alike = [w for w in ways if (w.target, w.allocation, w.pattern, w.schedule) ==
              (first.target, first.allocation, first.pattern, first.schedule)]  # fmt: skip
     if len(alike) == len(ways):
-        if len(ways) > 1 and first.allocation == "global" and ":" not in first.pattern:
+        if len(ways) > 1 and first.allocation == "global" and not groups(first.pattern):
             notes.append("Each global modifier had a pool of its own; here all their tensors are in one.")
         return {"gradual": {"prune": _prune(first, _together(ways), first.schedule)}}
     named = [w for w in ways if w.include is not None]
     one_kind = len({(w.pattern, w.allocation) for w in ways}) == 1 and len({w.include for w in ways}) > 1
     if len(named) == len(ways) and one_kind and first.allocation == "uniform":
-        return _one_shot(ways, epochs, notes)
+        return _one_shot(ways, train, notes)
     kept = max(ways, key=lambda w: (w.target, w.schedule["end"]))
     for w in ways:
         if w is not kept:
@@ -109,14 +110,14 @@ def _method(ways: list[Way], epochs: int, notes: list[str]) -> dict[str, Any]:
     return {"gradual": {"prune": _prune(kept, kept.include, kept.schedule)}}
 
 
-def _one_shot(ways: list[Way], epochs: int, notes: list[str]) -> dict[str, Any]:
+def _one_shot(ways: list[Way], train: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Tensors with final sparsities of their own. A schedule has one target, so they are pruned at once and trained again."""
     shares: dict[str, float] = {}
     for w in ways:
         for glob in w.include or ():
             shares[glob] = max(w.target, shares.get(glob, 0.0))
     begin = min(w.schedule["begin"] for w in ways)
-    again = max(1, epochs - int(begin))
+    again = max(1, train["epochs"] - int(begin))
     notes.append(
         "The final sparsity differs between tensors, and a gradual schedule has one target: each is pruned to its own at once, "
         f"and the network is trained for {again} epochs with the zeros held. The schedule is left out: "
@@ -125,7 +126,7 @@ def _one_shot(ways: list[Way], epochs: int, notes: list[str]) -> dict[str, Any]:
     )
     notes.append("sparsities names the highest; the mapping in allocation decides. Its globs must not overlap.")
     prune = {**_prune(ways[0], tuple(shares), "one-shot"), "allocation": shares}
-    return {"one-shot": {"prune": prune, "finetune": {"epochs": again, "learning_rate": "linear"}}}
+    return {"one-shot": {"prune": prune, "finetune": {"epochs": again, "learning_rate": train["learning_rate"]}}}
 
 
 def _shown(w: Way) -> str:

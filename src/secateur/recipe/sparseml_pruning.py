@@ -38,6 +38,11 @@ class Way:
     schedule: dict[str, Any]
 
 
+def groups(pattern: str) -> re.Match[str] | None:
+    """N and M of a pattern N:M."""
+    return re.fullmatch(r"(\d+):(\d+)", pattern)
+
+
 class _NotCarried(Exception):
     """Why a modifier has no counterpart."""
 
@@ -69,9 +74,9 @@ def _ways(m: Modifier, epochs: int, said: list[str]) -> list[Way]:
         said.append(
             "apply_globally was refused by SparseML on PyTorch; it is carried over as one pool over all tensors"
         )
-    finals = _finals(m, pattern)
+    finals = _finals(m, pattern, said)
     schedule = _schedule(m, min(t for t, _ in finals), epochs, said)
-    allocation = "global" if shared or ":" in pattern.removeprefix("channel:") else "uniform"
+    allocation = "global" if shared or groups(pattern) else "uniform"  # N:M fixes every count, and allows no other word
     found = [Way(str(m), t, _include(params, said), allocation, pattern, dict(schedule)) for t, params in finals]
     if "x" in pattern and allocation == "uniform":
         said.append("SparseML ranks blocks by the mean of |w|; secateur ranks those of one tensor by their L2 norm")
@@ -84,17 +89,22 @@ def _ways(m: Modifier, epochs: int, said: list[str]) -> list[Way]:
     return found
 
 
-def _finals(m: Modifier, pattern: str) -> list[tuple[float, Any]]:
+def _finals(m: Modifier, pattern: str, said: list[str]) -> list[tuple[float, Any]]:
     """(final sparsity, the params it is for): one, or several where final_sparsity is a mapping."""
     final = m.get("final_sparsity")
-    fixed = re.fullmatch(r"(\d+):(\d+)", pattern)
+    fixed = groups(pattern)
     if isinstance(final, dict) and final and not fixed:
         return [(_sparsity(m, "final_sparsity", k), v) for k, v in final.items()]
     params = m.get("params", "targets")
     if params is None and m.kind == "StructuredPruningModifier":
         params = "__ALL_PRUNABLE__"
     if fixed:
-        return [(1 - int(fixed[1]) / int(fixed[2]), params)]
+        target = 1 - int(fixed[1]) / int(fixed[2])
+        if final != target or m.get("init_sparsity") not in (0, target):
+            said.append(
+                f"{pattern} is a sparsity of {target:g}, whatever final_sparsity says; SparseML refused any other but 0"
+            )
+        return [(target, params)]
     return [(_sparsity(m, "final_sparsity", final), params)]
 
 
@@ -133,9 +143,7 @@ def _schedule(m: Modifier, target: float, epochs: int, said: list[str]) -> dict[
     _say_last(begin, end, every, epochs, lambda done: _at(done, initial, target, power), m.newer, said)
     if every <= 0:
         every = round((end - begin) / 100, 6)
-        said.append(
-            f"SparseML updated its masks before every batch; here every {every:g} epochs, a hundred times in all"
-        )
+        said.append(f"no update_frequency means every batch; here every {every:g} epochs, a hundred times in all")
     schedule = {"kind": kind, "begin": begin, "end": end, "every": every, "initial": initial}
     return {**schedule, **({"power": power} if kind == "polynomial" else {}), "unit": "epochs"}
 
@@ -149,14 +157,17 @@ def _say_last(
 ) -> None:
     """Where SparseML stopped short of the target; secateur's schedules end at it."""
     if newer:
-        said.append("SparseML made its last mask one batch before end, and pruned all weights equal to its "
-                    "threshold; secateur reaches the target at end, to the weight")  # fmt: skip
+        said.append("SparseML made new masks before every batch, the last one batch before end; here they are made as often as "
+                    "every says, and at end")  # fmt: skip
+        said.append("SparseML pruned all weights equal to its threshold; secateur's counts are exact")
     elif end >= epochs and every > 0:
         steps = max(0, math.ceil((end - begin) / every - 1e-9) - 1)
         last = begin + steps * every
-        said.append(f"pruning ends with training, and SparseML's last update before that, at epoch {last:g}, left a "
-                    f"sparsity of {at((last - begin) / (end - begin)):.4g}; secateur prunes to the target after the last "
-                    "step, with no training after it")  # fmt: skip
+        reached, target = at((last - begin) / (end - begin)), at(1.0)
+        if target - reached > 1e-4:
+            said.append(f"pruning ends with training, and SparseML's last update before that, at epoch {last:g}, left a "
+                        f"sparsity of {reached:.4f}; secateur prunes to {target:g} after the last step, with no training "
+                        "after it")  # fmt: skip
 
 
 def _curve(m: Modifier, said: list[str]) -> tuple[str, float]:
@@ -199,7 +210,8 @@ def _pattern(m: Modifier, said: list[str]) -> str:
             return f"{int(block[1])}x{int(block[2])}"
         if mask in ("unstructured", "0:0"):
             return "unstructured"
-    raise _NotCarried(f"there is no pattern for mask_type {short(mask)}")
+    hint = " (in YAML an N:M without quotes is a number)" if isinstance(mask, int) else ""
+    raise _NotCarried(f"there is no pattern for mask_type {short(mask)}{hint}")
 
 
 def _block(shape: Sequence[Any], said: list[str]) -> str:

@@ -78,10 +78,16 @@ class _Rate:
     begin: float
     end: float
     first: float
-    last: float
+    last: float | None
+
+    @property
+    def falls(self) -> bool:
+        """Whether it is no warm-up."""
+        return self.last is None or self.last <= self.first
 
     def __str__(self) -> str:
-        return f"{self.kind} from {self.first:g} to {self.last:g} in epochs {self.begin:g} to {self.end:g}"
+        down = "" if self.last is None or self.kind == "constant" else f" to {self.last:g}"
+        return f"{self.kind}, {self.first:g}{down}, in epochs {self.begin:g} to {self.end:g}"
 
 
 def training_of(modifiers: Sequence[Modifier], epochs: int, notes: list[str]) -> dict[str, Any]:
@@ -94,13 +100,13 @@ def training_of(modifiers: Sequence[Modifier], epochs: int, notes: list[str]) ->
     kind = "constant"
     rates = _rates([m for m in modifiers if m.kind in _RATES], epochs, notes)
     if rates:
-        main = max(
-            rates, key=lambda r: (r.first >= r.last, r.end - r.begin, r.begin)
-        )  # never a warm-up, if there is another
+        main = max(reversed(rates), key=lambda r: (r.falls, r.end - r.begin))  # never a warm-up, if there is another
         args["lr"], kind = _carried(main, epochs, notes)
         for other in rates:
             if other is not main:
-                notes.append(f"{other.source}: a learning rate {other} is left out; there is one for all of training.")
+                notes.append(
+                    f"{other.source}: the learning rate ({other}) is left out; there is one for all of training."
+                )
     else:
         notes.append("Fill in train.optimizer.args.lr: the recipe has no learning rate.")
     for m in modifiers:
@@ -124,7 +130,6 @@ def _start(m: Modifier) -> float:
 
 
 def _rates(found: list[Modifier], epochs: int, notes: list[str]) -> list[_Rate]:
-    starts = sorted(max(0.0, _start(m)) for m in found)
     rates = []
     for m in found:
         begin = max(0.0, _start(m))
@@ -132,15 +137,17 @@ def _rates(found: list[Modifier], epochs: int, notes: list[str]) -> list[_Rate]:
             if m.get("learning_rate") is None:
                 notes.append(f"{m}: it has no learning_rate, and does nothing.")
                 continue
-            end = next((s for s in starts if s > begin), float(epochs))
+            later = [max(0.0, _start(other)) for other in found if other is not m]
+            end = min((s for s in later if s >= begin), default=float(epochs))
             rate = m.number("learning_rate", least=0.0)
             rates.append(_Rate(m, "constant", begin, end, rate, rate))
             continue
         end = m.number("end_epoch", "end") if m.get("end_epoch", "end") is not None else -1.0
         first = m.number("init_lr", least=0.0)
-        last = m.number("final_lr", least=0.0) if m.kind == "LearningRateFunctionModifier" else 0.0
-        kind = m.get("lr_func") if m.kind == "LearningRateFunctionModifier" else m.get("lr_class")
-        rates.append(_Rate(m, str(kind)[:40], begin, end if end >= 0 else float(epochs), first, last))
+        last = m.number("final_lr", least=0.0) if m.kind == "LearningRateFunctionModifier" else None
+        rates.append(
+            _Rate(m, short(m.get("lr_func", "lr_class")), begin, end if end >= 0 else float(epochs), first, last)
+        )
     return rates
 
 
@@ -148,8 +155,8 @@ def _carried(r: _Rate, epochs: int, notes: list[str]) -> tuple[float, str]:
     """The initial learning rate and its kind, of those recipes have: constant, linear to 0, cosine to 0."""
     if r.kind == "constant":
         return r.first, "constant"
-    if r.first < r.last:
-        notes.append(f"{r.source}: a learning rate that rises, {r}, became constant at {r.last:g}.")
+    if not r.falls and r.last is not None:
+        notes.append(f"{r.source}: a learning rate that rises ({r}) became constant at {r.last:g}.")
         return r.last, "constant"
     kind = r.kind if r.kind in ("linear", "cosine") else "linear"
     if kind != r.kind:
@@ -157,7 +164,7 @@ def _carried(r: _Rate, epochs: int, notes: list[str]) -> tuple[float, str]:
         how = f" ({short(given)})" if given is not None else ""
         notes.append(f"{r.source}: {r.kind}{how} has no counterpart; learning_rate is linear, from {r.first:g} to 0.")
         return r.first, kind
-    if r.last > 0:
+    if r.last:
         notes.append(f"{r.source}: the learning rate ended at {r.last:g}; here it ends at 0.")
     if r.begin > 0 or r.end < epochs:
         notes.append(f"{r.source}: it went from epoch {r.begin:g} to {r.end:g}; here from 0 to {epochs}.")
