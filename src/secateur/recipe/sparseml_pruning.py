@@ -142,7 +142,7 @@ def _schedule(m: Modifier, target: float, epochs: int, said: list[str]) -> dict[
     every = -1.0 if m.get("update_frequency", "update") is None and m.newer else m.number("update_frequency", "update")
     _say_last(begin, end, every, epochs, lambda done: _at(done, initial, target, power), m.newer, said)
     if every <= 0:
-        every = round((end - begin) / 100, 6)
+        every = float(f"{(end - begin) / 100:.4g}")
         said.append(f"no update_frequency means every batch; here every {every:g} epochs, a hundred times in all")
     schedule = {"kind": kind, "begin": begin, "end": end, "every": every, "initial": initial}
     return {**schedule, **({"power": power} if kind == "polynomial" else {}), "unit": "epochs"}
