@@ -145,6 +145,24 @@ def run_command(
     _show(to_json(cells) if json else [recipes.table(asked, cells), f"Written to {asked.folder}."])
 
 
+@app.command("import-recipe", epilog=EXIT_CODES)
+def import_recipe_command(
+    old: Annotated[Path, typer.Argument(help="A pruning recipe of SparseML: YAML, or Markdown with YAML before it.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the new recipe goes; must not exist.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")] = False,
+) -> None:
+    """Turn a SparseML recipe into one for run; what could not be carried over is said on stderr, a line each."""
+    from . import recipes  # pydantic and yaml, for those who use recipes
+
+    text, notes = recipes.imported(old)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        recipes.save(text, out, overwrite)
+    for note in notes:
+        typer.echo(printable(note), err=True)
+
+
 def _show(what: str | list[Any]) -> None:
     if isinstance(what, str):
         typer.echo(what)

@@ -1,4 +1,4 @@
-"""``secateur run``: a recipe with a bar, and a table at the end."""
+"""``secateur run``: a recipe with a bar, and a table at the end; ``secateur import-recipe``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.errors import OutputExists
-from secateur.recipe import load
+from secateur.recipe import load, sparseml
 from secateur.recipe.run import Cell, run
 from secateur.recipe.schema import Recipe
 from secateur.recipe.training import Progress as Told
+from secateur.stores.staging import staged
 
 
 def prepared(path: Path, settings: Sequence[str], form: str | None, resume: bool) -> Recipe:
@@ -70,3 +71,15 @@ def _spread(values: Sequence[float]) -> str:
     if len(values) < 2:
         return f"{values[0]:.2f}" if values else ""
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def imported(path: Path) -> tuple[str, list[str]]:
+    """A SparseML recipe as the text of a new one, and what is to be said of it."""
+    recipe, notes = sparseml.imported(load.text_of(path), path.name)
+    return sparseml.written(recipe, path.name), notes
+
+
+def save(text: str, out: Path, overwrite: bool) -> None:
+    """Writes a recipe, whole or not at all."""
+    with staged(out, overwrite, len(text.encode())) as stage:
+        stage.write_text(text, "utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ LARGEST = 1 << 20
 """Bytes a recipe may have."""
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """No duplicate keys, no aliases (a few of them make a text of a kilobyte into gigabytes), floats without a dot."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -31,30 +31,37 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
-            name = self.construct_object(key)
+            name = self.construct_object(key, deep=True)
+            if not isinstance(name, Hashable):
+                raise BadInput(f"line {key.start_mark.line + 1}: a key is one word or number, not a list or a mapping.")
             if name in seen:
                 raise BadInput(f"line {key.start_mark.line + 1}: {name!r} is there twice.")
             seen.add(name)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
 )
 
 
-def parse(text: str, where: str = "the recipe") -> dict[str, Any]:
+def parse(text: str, where: str = "the recipe", loader: type[Loader] = Loader) -> dict[str, Any]:
     """A YAML text as a mapping.
 
     Raises:
         BadInput: not YAML, not a mapping, a key twice, an alias.
     """
     try:
-        found = yaml.load(text, _Loader)
+        found = yaml.load(text, loader)
     except yaml.YAMLError as e:
         raise BadInput(f"{where} is not YAML: {' '.join(str(e).split())}") from None
     except BadInput as e:
         raise BadInput(f"{where}, {e}") from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as e:  # a date that is none, a number of ten thousand digits, a thousand brackets
+        raise BadInput(f"{where} cannot be read: {e}.") from None
     if not isinstance(found, dict):
         raise BadInput(f"{where} should be a mapping of settings; got {type(found).__name__}.")
     return found
@@ -147,11 +154,11 @@ def _inner(annotation: Any) -> Any:
     return None
 
 
-def read(path: Path, settings: Sequence[str] = (), form: str | None = None) -> Recipe:
-    """Reads and checks a recipe file, in one of its forms.
+def text_of(path: Path) -> str:
+    """The text of a recipe file.
 
     Raises:
-        BadInput: it cannot be read, is too large, or says something that cannot be meant.
+        BadInput: it cannot be read, or is too large.
     """
     try:
         size = path.stat().st_size
@@ -160,4 +167,13 @@ def read(path: Path, settings: Sequence[str] = (), form: str | None = None) -> R
         raise BadInput(f"cannot read the recipe {path}: {e}.") from None
     if size > LARGEST:
         raise BadInput(f"{path} has {size} bytes: a recipe has {LARGEST} at most.")
-    return check(with_settings(in_form(parse(text, str(path)), form), settings), str(path))
+    return text
+
+
+def read(path: Path, settings: Sequence[str] = (), form: str | None = None) -> Recipe:
+    """Reads and checks a recipe file, in one of its forms.
+
+    Raises:
+        BadInput: it cannot be read, is too large, or says something that cannot be meant.
+    """
+    return check(with_settings(in_form(parse(text_of(path), str(path)), form), settings), str(path))
