@@ -142,7 +142,11 @@ def run_command(
         _show(asked.model_dump_json(indent=2))
         return
     cells = recipes.run_shown(asked)
-    _show(to_json(cells) if json else [recipes.table(asked, cells), f"Written to {asked.folder}."])
+    _show(
+        to_json(cells)
+        if json
+        else [recipes.table(asked, cells), f"The report: {Path(asked.folder).resolve() / 'report.html'}"]
+    )
 
 
 @app.command("import-recipe", epilog=EXIT_CODES)

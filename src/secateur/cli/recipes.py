@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -31,24 +32,25 @@ def prepared(path: Path, settings: Sequence[str], form: str | None, resume: bool
 
 
 def run_shown(recipe: Recipe) -> list[Cell]:
-    """Runs a recipe with a bar on the terminal; silent elsewhere."""
-    with _bar() as told:
-        return run(recipe, told)
+    """Runs a recipe with bars on the terminal; silent elsewhere."""
+    with _bars() as (told, say):
+        return run(recipe, told, say)
 
 
 @contextmanager
-def _bar() -> Iterator[Told]:
+def _bars() -> Iterator[tuple[Told, Callable[[str], None]]]:
+    """A bar for all cells, and one for what is trained now."""
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        tasks: dict[str, int] = {}
+        every, now = progress.add_task("results", total=None), progress.add_task("", total=None)
 
         def told(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done)  # type: ignore[arg-type]
+            progress.update(every if what == "all" else now, completed=done, total=total)
+            if what != "all":
+                progress.update(now, description=escape(what))
 
-        yield told
+        yield told, lambda line: console.print(line, markup=False, highlight=False) if console.is_terminal else None
 
 
 def table(recipe: Recipe, cells: Sequence[Cell]) -> Table:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,54 +16,54 @@ from torch import nn
 
 import secateur
 from secateur.core import schedules
+from secateur.report.run_facts import Cell
 from secateur.stores.staging import staged
 from secateur.train.engine import Run
 from secateur.train.rounds import WEIGHTS, Round, artefact, load_state, locked, read_rounds
 
+from .page import page
 from .schema import Choice, Iterate, Method, Recipe, Schedule, Sparse, Training
 from .training import Data, Progress, Pruned, Trainer, accuracy, device_of, log, resolve
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What came out of one method at one sparsity with one seed.
-
-    Attributes:
-        asked, sparsity: of the chosen weights, asked for and found.
-        metrics: what ``evaluate`` returned.
-        epochs: of training in all, that of the dense network it began with included.
-        layers: name to sparsity of each chosen tensor.
-    """
-
-    seed: int
-    method: str
-    asked: float
-    sparsity: float
-    metrics: dict[str, float]
-    epochs: int
-    layers: dict[str, float]
-
-
-def quiet(what: str, done: int, total: int) -> None:
+def quiet(what: str, done: int = 0, total: int = 0) -> None:
     """Progress for nobody."""
 
 
-def run(recipe: Recipe, progress: Progress = quiet) -> list[Cell]:
-    """Runs what is not there yet, and returns every cell.
+def run(recipe: Recipe, progress: Progress = quiet, say: Callable[[str], None] = quiet) -> list[Cell]:
+    """Runs what is not there yet, and returns every cell; the folder then holds ``results.json`` and ``report.html``.
+
+    Args:
+        recipe: what to run.
+        progress: told after every step what is trained and how far it is, and after every cell how many there are.
+        say: told the schedules before the first training begins.
 
     Raises:
         BadInput: the folder is in use, or holds another recipe; a function of the recipe cannot be found.
         BadTensor: a loss or a weight became NaN or infinite; what was finished before is kept.
     """
     _check_calls(recipe)
-    root = Path(recipe.folder)
+    root, started = Path(recipe.folder), time.perf_counter()
     with locked(root, recipe.model_dump(mode="json")):
-        cells = [c for seed in recipe.seeds for c in _Seed(recipe, root / f"seed-{seed}", seed, progress).cells()]
-        text = to_json(cells)
-        with staged(root / "results.json", True, len(text)) as stage:
-            stage.write_text(text, "utf-8")
+        cells: list[Cell] = []
+        each = 1 + len(recipe.methods) * len(recipe.sparsities)
+        for seed in recipe.seeds:
+            one = _Seed(recipe, root / f"seed-{seed}", seed, progress)
+            for line in one.check():
+                if seed == recipe.seeds[0]:
+                    say(line)
+            for cell in one.cells():
+                cells.append(cell)
+                progress("all", len(cells), each * len(recipe.seeds))
+        _write(root / "results.json", to_json(cells))
+        _write(root / "report.html", page(recipe, root, cells, time.perf_counter() - started))
         _export(recipe, root)
     return cells
+
+
+def _write(path: Path, text: str) -> None:
+    with staged(path, True, len(text.encode())) as stage:
+        stage.write_text(text, "utf-8")
 
 
 def to_json(cells: Iterable[Cell]) -> str:
@@ -105,7 +105,6 @@ class _Seed:
 
     def cells(self) -> Iterator[Cell]:
         """The dense network, then every method at every sparsity."""
-        self._check()
         yield self._cell("dense", 0.0, None)
         for name, method in self.recipe.methods.items():
             if method.iterate is not None:
@@ -114,18 +113,20 @@ class _Seed:
                 for s in self.recipe.sparsities:
                     yield self._cell(name, s, method)
 
-    def _check(self) -> None:
-        """Refuses now what would be refused after hours of training."""
-        model, last = self.model(), self.recipe.sparsities[-1]
-        for method in self.recipe.methods.values():
-            sparse = method.sparse
+    def check(self) -> Iterator[str]:
+        """Refuses now what would be refused after hours of training; says the schedules."""
+        model = self.model()
+        for name, method in self.recipe.methods.items():
+            sparse, prune = method.sparse, method.prune
             choice = _choice(_way(method)) if sparse is None else _sparse_choice(sparse, self.seed)
             pruner = secateur.Pruner(model, **choice)
             pruner.close()
-            pruner.plan(last)
-            if method.prune is not None and isinstance(method.prune.schedule, Schedule):
-                how = self._training(method)
-                _schedule(method.prune.schedule, last, how.epochs * self.trainer.per_epoch, self.trainer.per_epoch)
+            pruner.plan(self.recipe.sparsities[-1])
+            if prune is not None and prune.schedule != "one-shot":
+                steps = self._training(method).epochs * self.trainer.per_epoch
+                for s in self.recipe.sparsities:
+                    schedule = _schedule(prune.schedule, s, steps, self.trainer.per_epoch)
+                    yield f"{name}: {schedule!r}, over {steps} steps"
 
     def _training(self, method: Method) -> Training:
         """The training that prunes: the whole of it, or after the dense one the fine-tuning."""
@@ -199,10 +200,12 @@ class _Seed:
 
     def _sparse(self, how: Sparse, sparsity: float) -> Pruned:
         def made(model: nn.Module, optimizer: Any, steps: int) -> secateur.Pruner:
-            moves = {"every": how.every, "end": max(1, round(how.end * steps)), "drop": how.drop}
-            rewire = None
-            if how.method != "static":
-                rewire = secateur.dynamic.rigl(**moves) if how.method == "rigl" else secateur.dynamic.set(**moves)
+            end = max(1, round(how.end * steps))
+            rewire: Any = None
+            if how.method == "rigl":
+                rewire = secateur.dynamic.rigl(every=how.every, end=end, drop=how.drop)
+            elif how.method == "set":
+                rewire = secateur.dynamic.random_growth(every=how.every, end=end, drop=how.drop, seed=self.seed)
             choice = _sparse_choice(how, self.seed)
             return secateur.Pruner(model, optimizer, schedules.constant(sparsity), rewire=rewire, **choice)
 

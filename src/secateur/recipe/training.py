@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from secateur.errors import BadInput
+from secateur.train import regularize
 from secateur.train.engine import Run, get_random, order_of, set_random, update
 from secateur.train.pruner import Pruner
 from secateur.train.rounds import load_state, read_snapshot, write_snapshot
@@ -220,7 +221,6 @@ class _Watch:
 def _regularized(run: Run, how: Regularize | None) -> Any:
     if how is None:
         return nullcontext()
-    from secateur.train import regularize
 
     make = {"l1": regularize.l1, "weight_decay": regularize.weight_decay, "group_lasso": regularize.group_lasso}
     return regularize.attach(

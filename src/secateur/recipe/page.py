@@ -1,0 +1,63 @@
+"""The report of a run: what lies in its folder, gathered and handed to `secateur.report.run_page`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import secateur
+from secateur import native
+from secateur.report.run_facts import Cell, Log, RunFacts
+from secateur.report.run_page import render
+
+from .schema import Recipe
+
+OWN_LOOP = (
+    "{}: the loop is one of the recipe's own. Rewound are the weights, the optimizer, its learning rate, the random numbers and the "
+    "order of the data; what that loop keeps beside them, such as a gradient scaler or an average of the weights, is not."
+)
+
+
+def page(recipe: Recipe, root: Path, cells: Sequence[Cell], seconds: float) -> str:
+    """A run as one HTML document that loads nothing."""
+    shown = recipe.model_dump(mode="json", exclude_defaults=True)
+    own = [n for n, m in recipe.methods.items() if m.iterate is not None and (m.train or recipe.train).loop is not None]
+    return render(RunFacts(
+        name=recipe.name, about=recipe.about, recipe=yaml.safe_dump(shown, sort_keys=False, width=100),
+        cells=cells, logs=list(_logs(root)), facts=_facts(root, seconds), notes=[OWN_LOOP.format(n) for n in own],
+        percent=["accuracy"] if recipe.evaluate is None else (),
+    ))  # fmt: skip
+
+
+def _facts(root: Path, seconds: float) -> dict[str, str]:
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}",
+        "versions": f"secateur {secateur.__version__} ({native.isa() if native.available() else 'no native kernels'}), torch {torch.__version__}, Python {platform.python_version()}",
+        "date": time.strftime("%Y-%m-%d"),
+        "time": f"{seconds:.0f} s for what this call ran",
+        "folder": str(root),
+    }
+
+
+def _logs(root: Path) -> Iterator[Log]:
+    for path in sorted(root.glob("seed-*/*/*.jsonl"), key=_place):
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        seed = int(path.parents[1].name.removeprefix("seed-"))
+        columns: dict[str, list[Any]] = {k: [line[k] for line in lines] for k in ("step", "loss", "asked", "found")}
+        loss = [float("nan") if v is None else v for v in columns["loss"]]
+        yield Log(seed, path.parent.name, path.stem, columns["step"], loss, columns["asked"], columns["found"])
+
+
+def _place(path: Path) -> tuple[str, float]:
+    """Rounds in their order, ``round 10`` after ``round 9``."""
+    last = path.stem.split()[-1]
+    return str(path.parent), float(last) if last.replace(".", "").isdigit() else 0.0
