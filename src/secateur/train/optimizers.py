@@ -66,3 +66,9 @@ def mask_state(
                 if key in state_keys and isinstance(value, Tensor) and value.shape == parameter.shape:
                     if value.is_floating_point():
                         keep_(value, bits.to(value.device))
+
+
+def skipped(optimizer: Optimizer) -> bool:
+    """Whether a gradient scaler skips this step. A fused optimizer is called all the same, and told so by a tensor."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
