@@ -125,9 +125,7 @@ def summary(results: list[dict[str, Any]]) -> tuple[list[Table], list[Bar]]:
         for (method, strength), cells in by_key.items()
     ]  # fmt: skip
     first = results[0]
-    over = (
-        f"{first['data']}, {first['pictures']:,} pictures, {len(results)} seeds: mean ± half width of the 95 % interval"
-    )
+    over = f"{first['data']}, {first['pictures']:,} pictures, seeds: {len(results)}; mean ± half width of the 95 % interval"
     title = f"Test accuracy against λ, in %. {over}. What is sparser than asked is pruned no further."
     heads = ("<method", "λ", "weights zero, %", "channels zero, %", "dense", *(f"{s:.0%}" for s in SPARSITIES))
     chosen = {m: {s: _best(by_key, m, s) for s in _names()} for m in METHODS if any(k[0] == m for k in by_key)}

@@ -179,16 +179,16 @@ def test_what_has_no_channels_is_left_out_with_a_warning_or_refused() -> None:
         regularize.attach(model, opt, regularize.group_lasso(0.5, "in"), include="c.weight")
 
 
-def test_norms_of_half_precision_are_taken_in_single() -> None:
-    """The sum of squares is beyond float16, and each square below it in the second channel."""
-    model = nn.Linear(4096, 2, bias=False).half()
-    model.weight.data[0], model.weight.data[1] = 200.0, 1e-4
+@pytest.mark.parametrize(("value", "strength", "left"), [(2000.0, 200.0, 1800.0), (1e-4, 2e-5, 8e-5)])
+def test_norms_of_half_precision_are_taken_in_single(value: float, strength: float, left: float) -> None:
+    """float16 holds neither the norm of the first nor a square of the second."""
+    model = nn.Linear(4096, 1, bias=False).half()
+    model.weight.data.fill_(value)
     opt = torch.optim.SGD(model.parameters(), lr=1.0)
-    regularize.attach(model, opt, regularize.group_lasso(2e-5))
+    regularize.attach(model, opt, regularize.group_lasso(strength))
     still(model, opt)
-    small = model.weight.detach()[1].double()
-    torch.testing.assert_close(small, torch.full_like(small, 8e-5), rtol=2e-3, atol=0)
-    assert (model.weight[0] == 200).all()
+    found = model.weight.detach().double()
+    torch.testing.assert_close(found, torch.full_like(found, left), rtol=2e-3, atol=0)
 
 
 def test_at_a_learning_rate_of_zero_nothing_moves() -> None:
