@@ -54,6 +54,7 @@ def test_what_cannot_be_is_refused_before_anything_is_touched() -> None:
         (model, sgd, how, {"ignore": "7"}, NothingChosen, "ignore='7' matches nothing"),
         (model, sgd, how, {"ignore": "*"}, NothingChosen, "nothing to prune"),
         (net().to(torch.float8_e5m2), sgd, how, {}, BadTensor, r"'0\.weight'.*float8"),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), sgd, how, {}, BadTensor, "parametrisation"),
         (net().requires_grad_(False), sgd, how, {}, BadInput, "frozen"),
     ]
     for target, optimizer, given, more, error, words in cases:
