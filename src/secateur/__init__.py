@@ -26,7 +26,7 @@ from secateur.evaluate.calibrate import recalibrate_batchnorm
 from secateur.evaluate.flops import Flops, count_flops
 from secateur.report.report import Report
 from secateur.stores.planfile import load_plan, save_plan
-from secateur.train import dynamic
+from secateur.train import dynamic, regularize
 from secateur.train.iterative import iterate
 from secateur.train.pruner import Pruner
 
@@ -64,6 +64,7 @@ __all__ = [
     "prune",
     "random",
     "recalibrate_batchnorm",
+    "regularize",
     "save_plan",
     "schedules",
 ]

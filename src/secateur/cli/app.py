@@ -142,11 +142,8 @@ def run_command(
         _show(asked.model_dump_json(indent=2))
         return
     cells = recipes.run_shown(asked)
-    _show(
-        to_json(cells)
-        if json
-        else [recipes.table(asked, cells), f"The report: {Path(asked.folder).resolve() / 'report.html'}"]
-    )
+    place = Path(asked.folder).resolve() / "report.html"
+    _show(to_json(cells) if json else [recipes.table(asked, cells), f"The report: {place}"])
 
 
 @app.command("import-recipe", epilog=EXIT_CODES)

@@ -16,9 +16,10 @@ from rich.text import Text
 
 from secateur.errors import OutputExists
 from secateur.recipe import load, sparseml
-from secateur.recipe.run import Cell, run
+from secateur.recipe.run import run
 from secateur.recipe.schema import Recipe
 from secateur.recipe.training import Progress as Told
+from secateur.report.run_facts import Cell
 from secateur.stores.staging import staged
 
 

@@ -21,8 +21,8 @@ from secateur.report.run_page import render
 from .schema import Recipe
 
 OWN_LOOP = (
-    "{}: the loop is one of the recipe's own. Rewound are the weights, the optimizer, its learning rate, the random numbers and the "
-    "order of the data; what that loop keeps beside them, such as a gradient scaler or an average of the weights, is not."
+    "{}: the loop is one of the recipe's own. Rewound are the weights, the optimizer, its learning rate, the random numbers "
+    "and the order of the data; what that loop keeps beside them, such as a gradient scaler or an average of the weights, is not."
 )
 
 
@@ -38,10 +38,11 @@ def page(recipe: Recipe, root: Path, cells: Sequence[Cell], seconds: float) -> s
 
 
 def _facts(root: Path, seconds: float) -> dict[str, str]:
+    kernels = native.isa() if native.available() else "no native kernels"
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}",
-        "versions": f"secateur {secateur.__version__} ({native.isa() if native.available() else 'no native kernels'}), torch {torch.__version__}, Python {platform.python_version()}",
+        "versions": f"secateur {secateur.__version__} ({kernels}), torch {torch.__version__}, Python {platform.python_version()}",
         "date": time.strftime("%Y-%m-%d"),
         "time": f"{seconds:.0f} s for what this call ran",
         "folder": str(root),

@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -218,14 +218,11 @@ class _Watch:
         self._progress(self._what, self._step, self._run.last)
 
 
-def _regularized(run: Run, how: Regularize | None) -> Any:
+def _regularized(run: Run, how: Regularize | None) -> AbstractContextManager[Any]:
     if how is None:
         return nullcontext()
-
-    make = {"l1": regularize.l1, "weight_decay": regularize.weight_decay, "group_lasso": regularize.group_lasso}
-    return regularize.attach(
-        run.model, run.optimizer, make[how.kind](how.strength), include=how.include, ignore=how.ignore
-    )
+    made: Any = getattr(regularize, how.kind)(how.strength)
+    return closing(regularize.attach(run.model, run.optimizer, made, include=how.include, ignore=how.ignore))
 
 
 def _take_up(kept: Path, parts: list[Any]) -> int:
