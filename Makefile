@@ -13,12 +13,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-full lint format bench native clean
+.PHONY: help run first-cut test test-full lint format bench native clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-run: $(STAMP)  ## Prune networks trained on real data and a real encoder; print where the report lies
+run: $(STAMP)  ## Train a network on real data, prune it in every way, compare; print where the report lies (ARGS=--full for all)
+	$(BIN)/secateur run examples/recipes/lenet.yaml --resume $(ARGS)
+
+first-cut: $(STAMP)  ## Prune trained networks and a real encoder in one shot, with nothing trained after it; a page of what it costs
 	$(BIN)/python -m examples.first_cut
 
 test: $(STAMP)  ## Run the tests (ARGS="-k name" to choose)

@@ -30,9 +30,10 @@ def page(recipe: Recipe, root: Path, cells: Sequence[Cell], seconds: float) -> s
     """A run as one HTML document that loads nothing."""
     shown = recipe.model_dump(mode="json", exclude_defaults=True)
     own = [n for n, m in recipe.methods.items() if m.iterate is not None and (m.train or recipe.train).loop is not None]
+    methods = list(dict.fromkeys(c.method for c in cells))
     return render(RunFacts(
         name=recipe.name, about=recipe.about, recipe=yaml.safe_dump(shown, sort_keys=False, width=100),
-        cells=cells, logs=list(_logs(root)), facts=_facts(root, seconds), notes=[OWN_LOOP.format(n) for n in own],
+        cells=cells, logs=list(_logs(root, methods)), facts=_facts(root, seconds), notes=[OWN_LOOP.format(n) for n in own],
         percent=["accuracy"] if recipe.evaluate is None else (),
     ))  # fmt: skip
 
@@ -49,16 +50,20 @@ def _facts(root: Path, seconds: float) -> dict[str, str]:
     }
 
 
-def _logs(root: Path) -> Iterator[Log]:
-    for path in sorted(root.glob("seed-*/*/*.jsonl"), key=_place):
+def _logs(root: Path, methods: list[str]) -> Iterator[Log]:
+    """Every log of these methods, in their order; rounds in theirs, ``round 10`` after ``round 9``."""
+
+    def place(path: Path) -> tuple[int, str, float]:
+        last = path.stem.split()[-1]
+        return (
+            methods.index(path.parent.name),
+            str(path.parent),
+            float(last) if last.replace(".", "").isdigit() else 0.0,
+        )
+
+    for path in sorted((p for p in root.glob("seed-*/*/*.jsonl") if p.parent.name in methods), key=place):
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         seed = int(path.parents[1].name.removeprefix("seed-"))
         columns: dict[str, list[Any]] = {k: [line[k] for line in lines] for k in ("step", "loss", "asked", "found")}
         loss = [float("nan") if v is None else v for v in columns["loss"]]
         yield Log(seed, path.parent.name, path.stem, columns["step"], loss, columns["asked"], columns["found"])
-
-
-def _place(path: Path) -> tuple[str, float]:
-    """Rounds in their order, ``round 10`` after ``round 9``."""
-    last = path.stem.split()[-1]
-    return str(path.parent), float(last) if last.replace(".", "").isdigit() else 0.0
