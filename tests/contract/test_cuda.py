@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import secateur
 from secateur import Pruner, regularize, schedules
@@ -111,7 +112,7 @@ def test_iterative_pruning_and_its_random_numbers(tmp_path: Path) -> None:
 def test_compiled_whole_and_not_again_when_a_mask_changes() -> None:
     model = net().cuda()
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    counter = CompileCounterWithBackend("inductor")
     compiled: Any = torch.compile(model, backend=counter, fullgraph=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     pruner = Pruner(model, optimizer, CUBIC)
