@@ -29,7 +29,7 @@ from secateur.train.engine import Run, order_of
 
 EVERYTHING = 70_000
 """More pictures than a training part has: all of it."""
-SCORED_AT_A_TIME = 2000
+SCORED_AT_A_TIME = 1000
 
 
 @dataclass(frozen=True)
@@ -180,17 +180,20 @@ class Task:
         return {"accuracy": self.accuracy(model)}
 
 
-def pictures_for(seed: int, train: int, batch: int) -> Task:
-    """Pictures of ten classes on the device: from ``--data``, else Fashion-MNIST where Debian puts it, else MNIST-5k."""
-    return _pictures(seed, train, batch, current())
+def pictures_for(seed: int, train: int, batch: int, scored: int) -> Task:
+    """Pictures of ten classes on the device: from ``--data``, else Fashion-MNIST where Debian puts it, else MNIST-5k.
+
+    ``train`` of them to train on, as the seed draws them, and the first ``scored`` of the test part.
+    """
+    return _pictures(seed, train, batch, scored, current())
 
 
 @lru_cache(1)
-def _pictures(seed: int, train: int, batch: int, setup: Setup) -> Task:
+def _pictures(seed: int, train: int, batch: int, scored: int, setup: Setup) -> Task:
     p = pictures(seed, train, batch, setup.data)
     name = "Fashion-MNIST" if "fashion" in p.name.lower() else p.name
     x, y, *test = (t.to(setup.device) for t in (p.inputs, p.labels, *p.test))
-    return Task(name, x, y, (test[0], test[1]), batch)
+    return Task(name, x, y, (test[0][:scored], test[1][:scored]), batch)
 
 
 # Training

@@ -60,6 +60,7 @@ class Size:
     train: int = EVERYTHING
     batch: int = 128
     epochs: int = 30
+    scored: int = 10_000
     round_epochs: int = 10
     tickets: tuple[int, int] = (7, 15)
     rewound: tuple[float, ...] = (
@@ -67,7 +68,7 @@ class Size:
     )  # fmt: skip
 
 
-FULL, QUICK = Size(), Size(500, 64, 2, 1, (1, 2), (1 - 1 / 12, 1 - 1 / 56))
+FULL, QUICK = Size(), Size(500, 64, 2, 1000, 1, (1, 2), (1 - 1 / 12, 1 - 1 / 56))
 
 
 def run_seed(seed: int, folder: Path, quick: bool) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def _ticket_table(seeds: str, results: list[dict[str, Any]]) -> Table:
             shown(interval([anew(x) for x in results])) if control else "",
             shown(paired(results, anew, ticket), sign=True) if control else "",
         ))  # fmt: skip
-    title = f"{seeds}: tickets, each trained for as long as the first row, the dense network: error, %; differences in points, paired by seed"
+    title = f"{seeds}: error of tickets, %, each trained for as long as the dense network of the first row; differences paired"
     heads = ("weights kept", "ticket", "more than dense", "weights drawn anew", "more than the ticket")
     return Table(title, heads, rows)
 
@@ -144,7 +145,7 @@ def _bars(data: str, results: list[dict[str, Any]]) -> list[Bar]:
 
 
 def _task(seed: int, size: Size) -> Task:
-    return pictures_for(seed, size.train, size.batch)
+    return pictures_for(seed, size.train, size.batch, size.scored)
 
 
 def _scored(model: nn.Module, task: Task) -> dict[str, Any]:
