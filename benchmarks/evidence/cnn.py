@@ -38,6 +38,7 @@ from benchmarks.evidence.common import (
     paired,
     pictures_for,
     seeded,
+    seeds_of,
     shown,
     updates,
 )  # fmt: skip
@@ -113,7 +114,7 @@ def summary(results: list[dict[str, Any]]) -> tuple[list[Table], list[Bar]]:
                      ("gradual", "oneshot-lr"), ("lr", "oneshot-lr"), ("gradual", "lr"))
     ]  # fmt: skip
     title = (
-        f"{data_of(results)}, {len(results)} seeds: accuracy after the last step, %, mean ± half of the 95 % interval"
+        f"{data_of(results)}, {seeds_of(results)}: accuracy after the last step, %, mean ± half of the 95 % interval"
     )
     tables = [
         Table(title, heads, levels),
@@ -154,7 +155,7 @@ def _scored(model: nn.Module, task: Task) -> dict[str, Any]:
 
 def _made(model: nn.Module, steps: int, first: int = 0) -> tuple[Optimizer, Any]:
     """The optimizer, and a learning rate that falls over ``steps`` updates; from update ``first`` on."""
-    optimizer = SGD(model.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = SGD(model.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
     return optimizer, linear_rate(optimizer, steps, first, FLOOR)
 
 

@@ -261,6 +261,11 @@ def shown(i: Interval, sign: bool = False, digits: int = 2) -> str:
     return mean if i.half is None else f"{mean} ± {i.half:.{digits}f}"
 
 
+def seeds_of(results: Sequence[Any]) -> str:
+    """How many seeds there are, in words."""
+    return f"{len(results)} seed{'s' * (len(results) != 1)}"
+
+
 def data_of(results: Sequence[Mapping[str, Mapping[str, Any]]]) -> str:
     """The data that all cells were made on.
 

@@ -3,7 +3,7 @@
 Compression counts weights: 12 times is one weight in twelve kept. The method that the bars are about was chosen before anything
 was scored: gradual pruning, global, in one run of as many epochs as the dense network it is paired with, with the same optimizer,
 learning rate and order of the data. Iterative pruning with learning-rate rewinding is shown beside it; each of its rounds
-trains for a third of that, all of them together for six times as long.
+trains for a quarter of that, all of them together for five times as long.
 
 Tickets are those of Frankle and Carbin (arXiv:1803.03635): a fifth of what is left goes in each round, in the output layer a
 tenth; survivors return to their initial weights. The control keeps a ticket's masks and draws the weights anew.
@@ -32,6 +32,7 @@ from benchmarks.evidence.common import (
     paired,
     pictures_for,
     seeded,
+    seeds_of,
     shown,
     updates,
 )  # fmt: skip
@@ -61,7 +62,7 @@ class Size:
     batch: int = 128
     epochs: int = 30
     scored: int = 10_000
-    round_epochs: int = 10
+    round_epochs: int = 8
     tickets: tuple[int, int] = (7, 15)
     rewound: tuple[float, ...] = (
         *(1 - 0.8**r for r in range(1, 11)), 1 - 1 / 12, *(1 - 0.8**r for r in range(12, 18)), 1 - 1 / 56,
@@ -84,7 +85,7 @@ def run_seed(seed: int, folder: Path, quick: bool) -> dict[str, Any]:
 def summary(results: list[dict[str, Any]]) -> tuple[list[Table], list[Bar]]:
     """Errors, and the differences of each seed."""
     data = data_of(results)
-    seeds = f"{data}, {len(results)} seeds"
+    seeds = f"{data}, {seeds_of(results)}"
     return [_compression_table(seeds, results), _ticket_table(seeds, results)], _bars(data, results)
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 
 import secateur
-from benchmarks.evidence.common import Task, cells, current, paired, seeded, shown, updates
+from benchmarks.evidence.common import Task, cells, current, paired, seeded, seeds_of, shown, updates
 from benchmarks.result import Bar, Table
 from secateur.evaluate.statistics import interval
 from secateur.train.engine import Run
@@ -109,7 +109,7 @@ def summary(results: list[dict[str, Any]]) -> tuple[list[Table], list[Bar]]:
     ]  # fmt: skip
     tables = [
         Table(
-            f"MNIST-1D, {len(results)} seeds: accuracy after the last update, %, mean ± half of the 95 % interval; differences "
+            f"MNIST-1D, {seeds_of(results)}: accuracy after the last update, %, mean ± half of the 95 % interval; differences "
             "in points, paired by seed",
             ("sparsity", "ticket", "published, one trial", "above dense", "above random masks", "above weights drawn anew"), rows,
         ),

@@ -26,7 +26,18 @@ from torch.nn.utils import prune as torch_prune
 from torch.optim import Adam, Optimizer
 
 import secateur
-from benchmarks.evidence.common import Task, cells, data_of, fit, linear_rate, paired, pictures_for, seeded, shown
+from benchmarks.evidence.common import (
+    Task,
+    cells,
+    data_of,
+    fit,
+    linear_rate,
+    paired,
+    pictures_for,
+    seeded,
+    seeds_of,
+    shown,
+)
 from benchmarks.result import Bar, Table
 from examples.life.nets import lenet
 from secateur.core.schedules import Polynomial
@@ -92,7 +103,7 @@ def summary(results: list[dict[str, Any]]) -> tuple[list[Table], list[Bar]]:
             worse = paired(results, partial(_accuracy, name=f"{theirs}-{s}"), partial(_accuracy, name=f"{ours}-{s}"))
             bars.append(Bar(f"{s:.0%}, {WAYS[ours]}: below {WAYS[theirs]}, points", worse.mean, MOST_WORSE))
     title = (
-        f"{data_of(results)}, {len(results)} seeds: accuracy after the last step, %, mean ± half of the 95 % interval; dense "
+        f"{data_of(results)}, {seeds_of(results)}: accuracy after the last step, %, mean ± half of the 95 % interval; dense "
         f"{shown(interval([dense(r) for r in results]))}"
     )
     heads = ("<", "accuracy", "above dense, paired", "zeros", "sparsity reached", "seconds")
