@@ -69,7 +69,7 @@ class Result:
 
     name: str
     command: str
-    machine: Machine
+    machine: Machine | str
     tables: list[Table]
     bars: list[Bar] = field(default_factory=list)
 

@@ -1,0 +1,1 @@
+"""Evidence: what training with zeros reaches, beside what was published, over paired seeds."""
