@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(width=None if Console().is_terminal else 180)
     with using(Setup(reading=True)):
         for name in names:
+            console.rule(load(name).TITLE, align="left")
             result = read(name, out, options.quick, console)
             if result is not None:
                 result.show(console)

@@ -60,7 +60,6 @@ def moved(found: Any, by: float) -> Any:
 @pytest.mark.parametrize("name", command.STUDIES)
 def test_a_study_is_made_once(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
-    common._pictures.cache_clear()
     prepare(name, tmp_path / "quick")
     run(name, tmp_path)
     seed = tmp_path / "quick" / name / "seed-3"
