@@ -71,7 +71,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 def bits(t: Tensor) -> bytes:
     """The bytes of a tensor, in row-major order; equal for NaNs of equal bits, unequal for 0.0 and -0.0."""
     flat = t.detach().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return flat.view(torch.uint8).cpu().numpy().tobytes() if flat.numel() else b""
 
 
 def snapshot(target: nn.Module | dict[str, Tensor]) -> dict[str, bytes]:

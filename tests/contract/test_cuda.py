@@ -27,7 +27,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n != "adagrad fused"])  # which torch has for the CPU alone
 def test_zero_stays_zero(name: str) -> None:
     model = net().cuda()
     optimizer = OPTIMIZERS[name](model.parameters())
