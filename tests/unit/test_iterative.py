@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import secateur
+from secateur.core.bits import unpack
 from secateur.errors import BadInput, BadTensor, PlanMismatch
 from secateur.train.engine import Run
 from secateur.train.rounds import Round, locked, read_rounds
@@ -136,12 +137,38 @@ def test_weights_stay_and_the_rate_is_run_again(tmp_path: Path, rewind: Any, rat
     assert again["steps"] == list(range(6, 12))
 
 
-def test_controls(tmp_path: Path) -> None:
-    ticket, drawn, random = (run(tmp_path / str(c), control=c, rounds=1) for c in (None, "reinit", "random"))
-    masks = [{n: b.tolist() for n, b in r[1].masks().items()} for r in (ticket, drawn, random)]
-    assert masks[0] == masks[1] != masks[2]
-    assert zeros(ticket[1]) == zeros(drawn[1]) == zeros(random[1]) == 150
-    assert not torch.equal(weights(ticket[1])["0.weight"], weights(drawn[1])["0.weight"])
+@pytest.mark.parametrize("rewind", ["init", "lr"])
+def test_controls_stand_beside_every_round(tmp_path: Path, rewind: Any) -> None:
+    found = run(tmp_path / "both", controls=["reinit", "random"], rewind=rewind, rounds=2)
+    alone = run(tmp_path / "alone", rewind=rewind, rounds=2)
+    assert found[0].controls == {} and read_rounds(tmp_path / "both") == found
+    for with_controls, ticket in zip(found[1:], alone[1:], strict=True):
+        assert all(torch.equal(t, weights(ticket)[n]) for n, t in weights(with_controls).items()), (
+            "controls change nothing"
+        )
+        drawn, random = (with_controls.controls[c] for c in ("reinit", "random"))
+        masks = [{n: b.tolist() for n, b in r.masks().items()} for r in (ticket, drawn, random)]
+        assert masks[0] == masks[1] != masks[2]
+        kept = [{n: sum(v.bit_count() for v in b) for n, b in m.items()} for m in masks]
+        assert kept[0] == kept[1] == kept[2], "as many in each tensor"
+        assert not torch.equal(weights(ticket)["0.weight"], weights(drawn)["0.weight"])
+        assert drawn.how == {"rewind": rewind, "control": "reinit", "steps": 12}
+    first, second = (unpacked(r.controls["random"].masks()) for r in found[1:])
+    assert all(not (second[n] & ~first[n]).any() for n in second), "random masks are nested too"
+
+
+def unpacked(masks: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n: unpack(b, 0, 8 * b.numel()) for n, b in masks.items()}
+
+
+def test_random_masks_start_from_the_weights_of_the_ticket(tmp_path: Path) -> None:
+    watch = Watch()
+    run(tmp_path, loss=None, train=watch, controls=["random"], rounds=1)
+    dense, ticket, random = watch.began
+    for name, t in random["model"].items():
+        live = t != 0 if name in ("0.weight", "4.weight") else torch.ones_like(t, dtype=torch.bool)
+        assert torch.equal(t[live], dense["model"][name][live])
+    assert torch.equal(ticket["random"], random["random"])
 
 
 def stop_in_round(number: int) -> Callable[[Run], None]:
@@ -163,9 +190,9 @@ def stop_in_round(number: int) -> Callable[[Run], None]:
 
 
 @pytest.mark.parametrize("rewind", ["init", 4])
-@pytest.mark.parametrize("number", [0, 1, 2, 3])
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 6])
 def test_a_run_is_taken_up_with_the_same_result(tmp_path: Path, rewind: Any, number: int) -> None:
-    plain: dict[str, Any] = {"loss": None, "rewind": rewind}
+    plain: dict[str, Any] = {"loss": None, "rewind": rewind, "controls": ["random"]}
     run(tmp_path / "whole", train=stop_in_round(99), **plain)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", train=stop_in_round(number), **plain)
@@ -198,6 +225,7 @@ def test_bad_runs_are_refused(tmp_path: Path) -> None:
         ({"rounds": 0}, "rounds is a number"), ({"rate": 1.5}, "rate"), ({"loss": None}, "one of the two"),
         ({"rate": {"4": 0.1}, "allocation": "erk"}, "leave allocation out"), ({"include": "nothing"}, "matches nothing"),
         ({"rate": {"nowhere": 0.1}}, "matches none"), ({"sparsities": [0.5, 0.4]}, "must rise"),
+        ({"controls": "reinit"}, "a sequence of some of"), ({"controls": ["none"]}, "a sequence of some of"),
         ({"rewind": 99}, "leaves no steps"), ({"target": 90}, "Did you mean 0.9"),
     ):  # fmt: skip
         with pytest.raises(BadInput, match=text):

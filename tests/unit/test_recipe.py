@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import secateur
+from secateur.core import schedules
 from secateur.errors import BadInput
 from secateur.recipe.load import check, in_form, parse, read, with_settings
 from secateur.recipe.run import Cell, run
@@ -35,6 +37,7 @@ methods:
   fine-tuned: {{prune: {{allocation: uniform}}, finetune: {{epochs: 1}}}}
   gradual: {{prune: {{schedule: gradual}}, finetune: {{epochs: 1}}}}
   iterative: {{iterate: {{rewind: lr, rounds: 2, epochs: 1}}}}
+  rigl: {{sparse: {{every: 2}}, train: {{epochs: 2, regularize: {{kind: l1, strength: 0.001}}}}}}
 """
 
 
@@ -112,6 +115,7 @@ def test_every_method_reaches_every_sparsity(tmp_path: Path) -> None:
         (3, "dense", 0.0, 0.0, 2), (3, "one-shot", 0.5, 0.5, 2), (3, "one-shot", 0.75, 0.75, 2),
         (3, "fine-tuned", 0.5, 0.5, 3), (3, "fine-tuned", 0.75, 0.75, 3), (3, "gradual", 0.5, 0.5, 3),
         (3, "gradual", 0.75, 0.75, 3), (3, "iterative", 0.5, 0.5, 4), (3, "iterative", 0.75, 0.75, 6),
+        (3, "rigl", 0.5, 0.5, 2), (3, "rigl", 0.75, 0.75, 2),
     ]  # fmt: skip
     assert all(0 <= c.metrics["accuracy"] <= 100 for c in cells)
     assert json.loads((tmp_path / "r" / "results.json").read_text()) == [vars(c) for c in cells]
@@ -166,6 +170,7 @@ def test_a_run_is_taken_up_with_the_same_bytes(after: int, tmp_path: Path, monke
     (lambda t: t.replace("gradual:", "dense:"), "not 'dense'"),
     (lambda t: t.replace("{schedule: gradual}", "{schedule: {begin: 2, end: 1, every: 1}}"), "must end after it begins"),
     (lambda t: t.replace("schedule: gradual", "start: dense"), "over the epochs of finetune; say both"),
+    (lambda t: t.replace("rounds: 2,", "controls: [random],") + "  iterative, random: {prune: {}}\n", "the name of a control"),
     (lambda t: t + "export: {method: gradual, sparsity: 0.6}\n", "a sparsity of this recipe"),
     (lambda t: t + "extra: &a [1]\nmore: *a\n", "aliases"),
     (lambda t: "- a list\n", "should be a mapping"),
@@ -237,6 +242,31 @@ def test_batches_may_be_the_arguments_of_a_model_that_returns_its_loss(tmp_path:
     assert accuracy(speaking, named(0, 64)) == accuracy(speaking.inner, Data(0, 64))
 
 
+def test_controls_are_methods_of_their_own(tmp_path: Path) -> None:
+    asked = "methods={ticket: {iterate: {epochs: 1, rounds: 1, controls: [reinit, random]}}}"
+    cells = run(recipe(tmp_path / "r", "seeds=[0]", asked))
+    assert shown(cells)[1:] == [
+        (0, "ticket", 0.5, 0.5, 4), (0, "ticket", 0.75, 0.75, 6), (0, "ticket, reinit", 0.5, 0.5, 2),
+        (0, "ticket, reinit", 0.75, 0.75, 2), (0, "ticket, random", 0.5, 0.5, 2), (0, "ticket, random", 0.75, 0.75, 2),
+    ]  # fmt: skip
+    assert (tmp_path / "r/seed-0/ticket/round 2, reinit.jsonl").exists()
+    page = (tmp_path / "r/report.html").read_text()
+    assert "ticket, random: training loss" in page and "https://" not in page
+
+
+@pytest.mark.parametrize(("method", "moves"), [("static", False), ("set", True), ("rigl", True)])
+def test_sparse_from_the_start(tmp_path: Path, method: str, moves: bool) -> None:
+    cells = run(recipe(tmp_path / "r", "seeds=[0]", f"methods={{sparse: {{sparse: {{method: {method}, every: 2}}}}}}"))
+    torch.manual_seed(0)
+    random = secateur.random(0)
+    start = secateur.Pruner(network(), None, schedules.constant(0.75), criterion=random, allocation="erk").masks()
+    live = {n: t != 0 for n, t in weights(tmp_path / "r/seed-0/sparse/0.75").items() if n in start}
+    assert all(torch.equal(live[n], start[n]) for n in start) != moves
+    lines = (tmp_path / "r/seed-0/sparse/0.75.jsonl").read_text().splitlines()
+    assert [json.loads(line)["found"] for line in lines] == [0.75] * 8
+    assert cells[-1].sparsity >= 0.75, "what grew at zero and got no gradient is zero too"
+
+
 def test_gradual_pruning_from_the_dense_network_by_a_schedule_in_epochs(tmp_path: Path) -> None:
     way = "{prune: {start: dense, schedule: {kind: linear, begin: 0, end: 2, every: 0.5}}, finetune: {epochs: 3, warm_up: 0.5}}"
     cells = run(recipe(tmp_path / "r", "seeds=[0]", f"methods={{gradual: {way}}}"))
@@ -295,5 +325,5 @@ def test_the_command(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert done.code == 0 and "iterative" in done.out and "report.html" in done.out
     assert command(*asked).code == 4
     done = command(*asked, "--resume", "--json")
-    assert done.code == 0 and len(done.facts) == 9
+    assert done.code == 0 and len(done.facts) == 11
     assert command(*asked, "--resume", "--set", "train.epochs=3").code == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -14,13 +16,19 @@ CHUNK = 1 << 23
 """Elements whose mask is unpacked at a time by the torch routines; a multiple of 8."""
 
 
+@lru_cache
+def _places(device: torch.device) -> Tensor:
+    """The value of each bit of a byte; made once, since every copy to a GPU waits for it."""
+    return torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=device)
+
+
 def pack(keep: Tensor) -> Tensor:
     """A keep-mask (bool, any shape) as packed bits (uint8, on the same device); unused bits are 0."""
     flat = keep.reshape(-1)
     rest = -flat.numel() % 8
     if rest:
         flat = torch.cat([flat, flat.new_zeros(rest)])
-    places = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=flat.device)
+    places = _places(flat.device)
     packed = torch.empty(flat.numel() // 8, dtype=torch.uint8, device=flat.device)
     for at in range(0, packed.numel(), CHUNK):
         some = flat[8 * at : 8 * (at + CHUNK)].view(-1, 8)
@@ -32,8 +40,7 @@ def unpack(bits: Tensor, start: int, count: int) -> Tensor:
     """``count`` flat elements of a keep-mask from packed bits, from flat index ``start``; bool, on the same device."""
     first = start // 8
     raw = bits[first : (start + count + 7) // 8]
-    places = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=raw.device)
-    return ((raw.unsqueeze(1) & places) != 0).view(-1)[start - 8 * first :][:count]
+    return ((raw.unsqueeze(1) & _places(raw.device)) != 0).view(-1)[start - 8 * first :][:count]
 
 
 def zero_(t: Tensor, where: Tensor) -> None:

@@ -275,6 +275,18 @@ def auto(target: float, steps: int) -> Polynomial:
     return Polynomial(target, begin, end, max(1, (end - begin) // 100))
 
 
+def target_of(schedule: Schedule | None) -> float | None:
+    """The sparsity that a schedule of this module ends at; ``None`` of any other function.
+
+    >>> target_of(join([constant(0.5), linear(0.9, begin=0, end=10)], [100])), target_of(lambda step: 0.5)
+    (0.9, None)
+    """
+    if isinstance(schedule, Join):
+        return target_of(schedule.schedules[-1])
+    target: float | None = getattr(schedule, "target", None)
+    return target
+
+
 def _shown(schedule: Any, call: str) -> str:
     """A schedule as the call that makes it."""
     given = [(f.name, getattr(schedule, f.name), f.default) for f in fields(schedule)]

@@ -52,18 +52,16 @@ def _facts(root: Path, seconds: float) -> dict[str, str]:
 
 def _logs(root: Path, methods: list[str]) -> Iterator[Log]:
     """Every log of these methods, in their order; rounds in theirs, ``round 10`` after ``round 9``."""
-
-    def place(path: Path) -> tuple[int, str, float]:
-        last = path.stem.split()[-1]
-        return (
-            methods.index(path.parent.name),
-            str(path.parent),
-            float(last) if last.replace(".", "").isdigit() else 0.0,
-        )
-
-    for path in sorted((p for p in root.glob("seed-*/*/*.jsonl") if p.parent.name in methods), key=place):
+    found = []
+    for path in sorted(root.glob("seed-*/*/*.jsonl")):
+        what, comma, control = path.stem.partition(", ")  # "round 3, reinit" is of a control
+        method, number = path.parent.name + comma + control, what.split()[-1]
+        if method in methods:
+            rank = float(number) if number.replace(".", "").isdigit() else 0.0
+            found.append((methods.index(method), path.parent, rank, method, what, path))
+    for _, _, _, method, what, path in sorted(found):
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         seed = int(path.parents[1].name.removeprefix("seed-"))
         columns: dict[str, list[Any]] = {k: [line[k] for line in lines] for k in ("step", "loss", "asked", "found")}
         loss = [float("nan") if v is None else v for v in columns["loss"]]
-        yield Log(seed, path.parent.name, path.stem, columns["step"], loss, columns["asked"], columns["found"])
+        yield Log(seed, method, what, columns["step"], loss, columns["asked"], columns["found"])

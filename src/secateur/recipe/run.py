@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def run(recipe: Recipe, progress: Progress = quiet, say: Callable[[str], None] =
     root, started = Path(recipe.folder), time.perf_counter()
     with locked(root, recipe.model_dump(mode="json")):
         cells: list[Cell] = []
-        each = 1 + len(recipe.methods) * len(recipe.sparsities)
+        controls = sum(len(m.iterate.controls) for m in recipe.methods.values() if m.iterate is not None)
+        each = 1 + (len(recipe.methods) + controls) * len(recipe.sparsities)
         for seed in recipe.seeds:
             one = _Seed(recipe, root / f"seed-{seed}", seed, progress)
             for line in one.check():
@@ -217,23 +219,26 @@ class _Seed:
         trainer, folder = self.trainer, self.root / name
         choice = _choice(how)
         if choice.pop("criterion") != "magnitude":
-            raise secateur.BadInput(f"{name}: iterate prunes by magnitude; for random masks say control: random.")
+            raise secateur.BadInput(f"{name}: iterate prunes by magnitude; for random masks say controls: [random].")
         rounds = secateur.iterate(
             self.model(), folder, make_optimizer=lambda m: trainer.optimizer(m, train), make_data=trainer.batches,
             train=partial(self._round, folder, train), evaluate=self.evaluate, epochs=train.epochs,
-            retrain_epochs=how.epochs, sparsities=asked, rewind=how.rewind, control=how.control, seed=self.seed, **choice,
+            retrain_epochs=how.epochs, sparsities=asked, rewind=how.rewind, controls=how.controls, seed=self.seed, **choice,
         )  # fmt: skip
         spent = 0
+        found: dict[str, list[Cell]] = {}
         for r in rounds:
             spent += r.how["steps"] // trainer.per_epoch
             if r.asked in self.recipe.sparsities:
-                yield self._of_round(name, how, r, spent)
+                found.setdefault(name, []).append(self._of_round(name, how, r, spent))
+                for kind, c in r.controls.items():
+                    epochs = _begun(how.rewind, train.epochs, trainer.per_epoch) + c.how["steps"] // trainer.per_epoch
+                    found.setdefault(kind, []).append(self._of_round(f"{name}, {kind}", how, c, epochs))
+        yield from chain.from_iterable(found.values())
 
     def _round(self, folder: Path, train: Training, run: Run) -> None:
-        number = len(list(folder.glob("round-*")))
-        what = f"seed {self.seed}: {folder.name}, round {number}"
-        with log(folder / f"round {number}.jsonl", run.first) as lines:
-            self.trainer.fit(run, train, lines, what)
+        with log(folder / f"{run.what}.jsonl", run.first) as lines:
+            self.trainer.fit(run, train, lines, f"seed {self.seed}: {folder.name}, {run.what}")
 
     def _of_round(self, name: str, how: Iterate, r: Round, epochs: int) -> Cell:
         model = self.model()
@@ -274,6 +279,11 @@ def _schedule(asked: Any, target: float, steps: int, per_epoch: int) -> schedule
     make = getattr(schedules, asked.kind)
     made: schedules.Schedule = make(target, begin=begin, end=end, every=every, initial=asked.initial, **more)
     return made
+
+
+def _begun(rewind: int | str, epochs: int, per_epoch: int) -> int:
+    """Epochs of the dense round that a control's weights have behind them."""
+    return rewind // per_epoch if isinstance(rewind, int) else 0 if rewind == "init" else epochs
 
 
 def _between(sparsities: list[float], how: Iterate) -> list[float]:

@@ -118,14 +118,15 @@ class Iterate(Choice):
     """Iterative pruning; one run passes through all sparsities.
 
     From each to the next it takes as many rounds as it needs for none to take more than ``rate`` of what is left, or
-    ``rounds``; rounds of one such way take the same share.
+    ``rounds``; rounds of one such way take the same share. What ``controls`` train beside the rounds are methods of their
+    own in the results: the name, a comma, and ``reinit`` or ``random``.
     """
 
     epochs: int = Field(ge=1)
     rate: float = Field(default=0.2, gt=0, lt=1)
     rounds: int | None = Field(default=None, ge=1)
     rewind: int | Literal["init", "lr", "linear", "finetune"] = "init"
-    control: Literal["reinit", "random"] | None = None
+    controls: list[Literal["reinit", "random"]] = []
 
 
 class Sparse(Strict):
@@ -211,6 +212,10 @@ class Recipe(Strict):
         for name in methods:
             if name == "dense" or not re.fullmatch(r"\w[\w +,.:-]*", name):  # each is a folder
                 raise ValueError("a method is named with letters, digits, spaces and +,.:- and not 'dense'")
+        for name, method in methods.items():
+            for control in [] if method.iterate is None else method.iterate.controls:
+                if f"{name}, {control}" in methods:
+                    raise ValueError(f"'{name}, {control}' is the name of a control already; call the method otherwise")
         return methods
 
     @field_validator("sparsities")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,17 +18,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from secateur.core import schedules
-from secateur.core.criteria import random as random_criterion
 from secateur.errors import BadInput, BadTensor
 
+from .controls import Control, check_redraws, random_masks, redraw
 from .pruner import Pruner
 from .rounds import Round, load_state, read_snapshot, write_round, write_snapshot
 
 Rewind = int | Literal["init", "lr", "linear", "finetune"]
-Control = Literal["reinit", "random"] | None
 Asked = float | dict[str, float]
-DRAWN = 0x5EC47E0000
-"""Where the seeds of the control begin: far from those that people give their networks, lest it draw the same weights."""
 WARM_UP = 0.1
 """Share of the steps over which ``rewind="linear"`` raises the learning rate from zero."""
 
@@ -42,6 +40,7 @@ class Run:
         first, last: the updates to make, from ``first`` up to and without ``last``.
         epoch: ``epoch(e)`` gives the batches of epoch e, in the order that the seed and e alone decide.
         steps_per_epoch: updates an epoch.
+        what: the round this is, such as ``"round 3"`` or ``"round 3, reinit"``.
     """
 
     model: nn.Module
@@ -52,6 +51,7 @@ class Run:
     last: int
     epoch: Callable[[int], Iterable[Any]]
     steps_per_epoch: int
+    what: str = ""
 
     def batches(self) -> Iterable[tuple[int, Any]]:
         """(step, batch) of every update to make, also from the middle of an epoch."""
@@ -80,7 +80,7 @@ class Settings:
     epochs: int
     retrain_epochs: int
     rewind: Rewind
-    control: Control
+    controls: tuple[Control, ...]
     seed: int
     choice: dict[str, Any]
 
@@ -140,6 +140,22 @@ class Engine:
         pruner = Pruner(self.model, **choice_for(asked, self.settings.choice))
         pruner.close()
         pruner.plan(share_of(asked))
+        if "reinit" in self.settings.controls:
+            check_redraws(self.model)
+        if self.settings.rewind == "finetune" and not any(self._last_rates()):
+            raise BadInput(
+                "rewind='finetune' keeps the last learning rate of the dense round, and this schedule ends at 0: nothing "
+                "would be learned. Use rewind='lr' or 'linear', or a schedule that ends above 0."
+            )
+
+    def _last_rates(self) -> list[float]:
+        """The learning rates at the end of the dense round, by its scheduler alone."""
+        optimizer, scheduler = self.settings.make_optimizer(self.model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # no update is made between two of its steps
+            for _ in range(0 if scheduler is None else self.steps):
+                scheduler.step()
+        return [float(g["lr"]) for g in optimizer.param_groups]
 
     def _epoch(self, number: int) -> Iterable[Any]:
         return self.settings.make_data(order_of(self.settings.seed, number))
@@ -159,7 +175,7 @@ class Engine:
             if not (a == 0 and self._snapshot(0).exists()):
                 self._keep(a, optimizer, scheduler)
             if b is not None:
-                self._train(optimizer, scheduler, None, a, b)
+                self._train("round 0", optimizer, scheduler, None, a, b)
         return self._finish(0, 0.0, {}, {"steps": self.steps})
 
     def _keep(self, step: int, optimizer: Optimizer, scheduler: Any) -> None:
@@ -169,44 +185,62 @@ class Engine:
         }  # fmt: skip
         write_snapshot(self._snapshot(step), state)
 
-    def _train(self, optimizer: Optimizer, scheduler: Any, pruner: Pruner | None, first: int, last: int) -> None:
-        run = Run(self.model, optimizer, scheduler, pruner, first, last, self._epoch, self.per_epoch)
-        self.settings.train(run)
+    def _train(
+        self, what: str, optimizer: Optimizer, scheduler: Any, pruner: Pruner | None, first: int, last: int
+    ) -> None:
+        self.settings.train(
+            Run(self.model, optimizer, scheduler, pruner, first, last, self._epoch, self.per_epoch, what)
+        )
 
     def round(self, number: int, asked: Asked, before: Round) -> Round:
         """Prunes what the round before left, rewinds, trains."""
         before.load(self.model)
-        masks = self._prune(number, asked)
-        self._rewind_weights(number)
+        masks = self._prune(asked)
+        if self._rewinds_weights:
+            self._load_start()
+        return self._held(number, None, asked, masks)
+
+    def control(self, kind: Control, ticket: Round, asked: Asked, dense: Round) -> Round:
+        """Trains what a ticket is held against as the ticket was trained; from the dense round's weights if those stay."""
+        if self._rewinds_weights:
+            self._load_start()
+        else:
+            dense.load(self.model)
+        if kind == "reinit":
+            masks = ticket.masks()
+            redraw(self.model, self.settings.seed, ticket.number)
+        else:
+            masks = random_masks(self.model, ticket.masks(), share_of(asked), self.settings.choice, self.settings.seed)
+        return self._held(ticket.number, kind, asked, masks)
+
+    @property
+    def _rewinds_weights(self) -> bool:
+        return isinstance(self.settings.rewind, int) or self.settings.rewind == "init"
+
+    def _load_start(self) -> None:
+        load_state(self.model, read_snapshot(self._snapshot(self.first))["model"])
+
+    def _held(self, number: int, kind: Control | None, asked: Asked, masks: Mapping[str, Tensor]) -> Round:
+        """Trains under masks, and puts the round on disk."""
         optimizer, scheduler = self._rewind_optimizer()
         pruner = Pruner(self.model, optimizer, **self.settings.choice)
         try:
             pruner.hold(masks)
             self._rewind_random(number)
-            self._train(optimizer, scheduler, pruner, self.first, self.last)
+            what = f"round {number}" if kind is None else f"round {number}, {kind}"
+            self._train(what, optimizer, scheduler, pruner, self.first, self.last)
         finally:
             pruner.close()
-        how = {"rewind": self.settings.rewind, "control": self.settings.control, "steps": self.last - self.first}
+        how = {"rewind": self.settings.rewind, "control": kind, "steps": self.last - self.first}
         return self._finish(number, share_of(asked), masks, how, pruner.sparsity)
 
-    def _prune(self, number: int, asked: Asked) -> dict[str, Tensor]:
+    def _prune(self, asked: Asked) -> dict[str, Tensor]:
         """The masks of a round, packed; those of the round before lie inside, since zeros come first."""
         choice = choice_for(asked, self.settings.choice)
-        if self.settings.control == "random":
-            choice = {**choice, "criterion": random_criterion(self.settings.seed)}
         pruner = Pruner(self.model, None, schedules.constant(share_of(asked)), **choice)
         pruner.close()
         found: dict[str, Tensor] = pruner.state_dict()["masks"]
         return found
-
-    def _rewind_weights(self, number: int) -> None:
-        rewind, control = self.settings.rewind, self.settings.control
-        if isinstance(rewind, int) or rewind == "init":
-            load_state(self.model, read_snapshot(self._snapshot(self.first))["model"])
-        if control == "reinit":
-            with torch.random.fork_rng():
-                torch.manual_seed(DRAWN + self.settings.seed * 1009 + number)
-                draw_again(self.model)
 
     def _rewind_optimizer(self) -> tuple[Optimizer, Any]:
         rewind = self.settings.rewind
@@ -224,7 +258,7 @@ class Engine:
         return optimizer, scheduler
 
     def _rewind_random(self, number: int) -> None:
-        if isinstance(self.settings.rewind, int) or self.settings.rewind == "init":
+        if self._rewinds_weights:
             set_random(read_snapshot(self._snapshot(self.first))["random"])
         else:
             torch.manual_seed(self.settings.seed * 2003 + number)
@@ -239,23 +273,6 @@ class Engine:
                 metrics = {k: float(v) for k, v in self.settings.evaluate(self.model).items()}
         made = Round(self.root, number, asked, sparsity, metrics, how)
         return write_round(self.root, made, self.model, masks)
-
-
-def draw_again(model: nn.Module) -> None:
-    """Draws every parameter anew, by each module's own ``reset_parameters``.
-
-    Raises:
-        BadInput: a module has parameters of its own and no ``reset_parameters``.
-    """
-    for name, module in model.named_modules():
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
-        elif list(module.parameters(recurse=False)):
-            raise BadInput(
-                f"{name or 'the model'} ({type(module).__name__}) has parameters and no reset_parameters(): give it one, so "
-                "that the control can draw it anew."
-            )
 
 
 def _up_and_down(step: int, steps: int) -> float:

@@ -57,11 +57,11 @@ class Held:
             return torch.ones(spec.shape, dtype=torch.bool, device=device)
         return unpack(bits, 0, spec.numel).view(spec.shape).to(device)
 
-    def checked(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def checked(self, masks: Mapping[str, Tensor], chosen: set[str] | None) -> dict[str, Tensor]:
         """Masks as given, packed or bool, as packed ones by the names of here.
 
         Raises:
-            PlanMismatch: a mask of no tensor here, or of another shape.
+            PlanMismatch: a mask of no tensor here, of another shape, or of one that is not among the ``chosen``.
         """
         found = {}
         for name, mask in masks.items():
@@ -70,6 +70,11 @@ class Held:
             if spec is None or packed.dtype != torch.uint8 or packed.numel() != (spec.numel + 7) // 8:
                 raise PlanMismatch(
                     f"the mask of {spec or repr(name)} does not have a bit for each weight of such a tensor."
+                )
+            if chosen is not None and spec.name not in chosen:
+                raise PlanMismatch(
+                    f"{spec} is not among the tensors that this pruner holds ({', '.join(sorted(chosen)[:4])}"
+                    f"{', …' if len(chosen) > 4 else ''}): name it in include=, or leave its mask out."
                 )
             found[spec.name] = packed.clone().to(self.tensor(spec).device)
         return found

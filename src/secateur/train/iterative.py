@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from secateur.core.allocate import check_sparsity
 from secateur.errors import BadInput
 
-from .engine import Asked, Control, Engine, Rewind, Run, Settings, update
+from .controls import CONTROLS, Control
+from .engine import Asked, Engine, Rewind, Run, Settings, update
 from .rounds import Round, locked, read_rounds
 
 
@@ -36,7 +37,7 @@ def iterate(
     target: float | None = None,
     sparsities: Sequence[float] | None = None,
     rewind: Rewind = "init",
-    control: Control = None,
+    controls: Sequence[Control] = (),
     seed: int = 0,
     **choice: Any,
 ) -> list[Round]:
@@ -65,7 +66,9 @@ def iterate(
             those of that step of the dense round. ``"lr"``: the weights stay, the learning rate of the last
             ``retrain_epochs`` is run again. ``"linear"``: the weights stay, the learning rate goes to zero in a straight
             line after a warm-up. ``"finetune"``: the weights stay, the learning rate stays at its last value.
-        control: ``"reinit"``: the same masks on weights drawn anew in each round. ``"random"``: random masks.
+        controls: what to train beside every round, each as long as the round itself: ``"reinit"``, the same masks over weights
+            drawn anew, and ``"random"``, random masks with the same counts over the weights the round began with (those of
+            the dense round if they stay). They are in `Round.controls` of each round.
         seed: of the order of the data, and of the controls.
         **choice: allocation, pattern, include, ignore, max_sparsity, min_keep and roles, as for `secateur.prune`.
 
@@ -91,25 +94,37 @@ def iterate(
     """
     if isinstance(rate, Mapping) and "allocation" in choice:
         raise BadInput("rates of layers are an allocation: leave allocation out, or give one rate.")
+    if isinstance(controls, str) or any(c not in CONTROLS for c in controls):
+        raise BadInput(f"controls is a sequence of some of {', '.join(map(repr, CONTROLS))}; got {controls!r}.")
     loop = _loop(loss, train)
     asked = _asked(rounds, rate, target) if sparsities is None else _given(sparsities)
     rounds = len(asked)
     again = epochs if retrain_epochs is None else retrain_epochs
-    how = Settings(make_optimizer, make_data, loop, evaluate, epochs, again, rewind, control, seed, choice)
+    how = Settings(make_optimizer, make_data, loop, evaluate, epochs, again, rewind, tuple(controls), seed, choice)
     root = Path(folder)
     engine = Engine(model, root, how)
     engine.check(asked[-1])  # refuses now what would be refused after hours of training
     settings = {
         "epochs": epochs, "retrain_epochs": retrain_epochs, "rounds": rounds, "rate": rate, "target": target,
-        "sparsities": sparsities, "rewind": rewind, "control": control, "seed": seed,
+        "sparsities": sparsities, "rewind": rewind, "controls": list(controls), "seed": seed,
         "choice": {k: repr(v) for k, v in sorted(choice.items())},
     }  # fmt: skip
     with locked(root, settings):
         done = read_rounds(root)
         for number in range(len(done), rounds + 1):
             done.append(engine.dense() if number == 0 else engine.round(number, asked[number - 1], done[-1]))
+            _beside(engine, done, asked)
+        _beside(engine, done, asked)
         done[-1].load(model)
         return done
+
+
+def _beside(engine: Engine, done: Sequence[Round], asked: Sequence[Asked]) -> None:
+    """Trains the controls that are not there yet."""
+    for made in done[1:]:
+        for kind in engine.settings.controls:
+            if kind not in made.controls:
+                made.controls[kind] = engine.control(kind, made, asked[made.number - 1], done[0])
 
 
 def _given(sparsities: Sequence[float]) -> list[Asked]:

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from torch import nn
 
+from secateur.core.allocate import prune_count
+from secateur.core.bits import count_kept, live_bits
 from secateur.core.types import Spec
 from secateur.errors import BadInput
 from secateur.stores.memory import MemoryStore
@@ -29,6 +31,20 @@ def trainable(specs: Sequence[Spec], store: MemoryStore) -> list[Spec]:
             "every parameter that could be pruned is frozen (requires_grad=False): there is nothing to train."
         )
     return out
+
+
+def check_target(target: float | None, specs: Sequence[Spec], store: MemoryStore) -> None:
+    """Refuses a schedule that ends below what is zero already: pruning gives no weight back."""
+    chosen = [s for s in specs if s.skip is None]
+    total = sum(s.numel for s in chosen)
+    if target is None or not total:
+        return
+    zeros = total - sum(count_kept(live_bits(store.entry(s).tensor)) for s in chosen)
+    if zeros > prune_count(total, target):
+        raise BadInput(
+            f"the schedule ends at {target}, and {zeros:,} of the {total:,} chosen weights are zero already "
+            f"({zeros / total:.4f}): pruning gives no weight back. End it higher, or leave it out to hold what is zero."
+        )
 
 
 def parameters_by_name(model: nn.Module, store: MemoryStore) -> dict[str, list[nn.Parameter]]:

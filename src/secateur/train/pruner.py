@@ -16,7 +16,7 @@ from secateur.core.criteria import Criterion
 from secateur.core.make import Request, eligible, make
 from secateur.core.patterns import Channel, Pattern
 from secateur.core.plan import Plan
-from secateur.core.schedules import Schedule
+from secateur.core.schedules import Schedule, target_of
 from secateur.core.spelling import Allocation
 from secateur.core.types import Spec
 from secateur.core.write import write_rows
@@ -27,7 +27,7 @@ from secateur.stores.memory import MemoryStore
 from .dynamic import Rewiring, check_rewiring, move_masks
 from .held import Held
 from .optimizers import STATE_KEYS, bare, drop_gradients, held_by, mixes, skipped, with_loss
-from .parameters import trainable
+from .parameters import check_target, trainable
 
 PATIENCE = 100
 """Backward passes without a step after which a loop that steps by hand is warned."""
@@ -61,8 +61,8 @@ class Pruner:
             optimizer, ``schedules.constant`` and single weights.
 
     Raises:
-        BadInput, NothingChosen, NotDefined: as `secateur.prune`; an optimizer that holds none of the pruned parameters; a
-            frozen parameter named in ``include``. Nothing has been touched.
+        BadInput, NothingChosen, NotDefined: as `secateur.prune`; a schedule that ends below what is zero already; an
+            optimizer that holds none of the pruned parameters; a frozen parameter named in ``include``. Nothing is touched.
 
     Example:
         >>> import torch, secateur
@@ -112,6 +112,8 @@ class Pruner:
         self._store = MemoryStore(model, roles=roles)
         self._specs = trainable(self._choice(include, ignore), self._store)
         self._store.check(self._specs)
+        if rewire is None and not regrow and isinstance(allocation, str):
+            check_target(target_of(schedule), self._specs, self._store)
         self._held = Held(model, self._store, STATE_KEYS | set(state_keys))
         self._steps, self._waiting, self._value = 0, 0, 0.0
         self._optimizers: list[Optimizer] = []
@@ -188,9 +190,11 @@ class Pruner:
         """Takes masks as they are, instead of what is zero now: those of a ticket, packed, or bool of a tensor's shape.
 
         Raises:
-            PlanMismatch: a mask of no tensor here, or of another shape. Nothing has been touched.
+            PlanMismatch: a mask of no tensor here, of another shape, or of one that is not chosen (the bias of a channel may
+                go along). Nothing has been touched.
         """
-        self._held.bits = self._held.checked(masks)
+        along = isinstance(self._pattern, Channel)
+        self._held.bits = self._held.checked(masks, None if along else {s.name for s in self._chosen})
         self._held.zero_weights()
         self._held.zero_state(self._optimizers)
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Round:
         sparsity: the sparsity found after training.
         metrics: what the user's ``evaluate`` returned.
         how: what was done: rewinding, control, steps trained.
+        controls: what was trained beside this round, by its name.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class Round:
     sparsity: float
     metrics: dict[str, float]
     how: dict[str, Any]
+    controls: dict[str, Round] = field(default_factory=dict)
 
     def load(self, model: nn.Module) -> None:
         """Loads the trained weights and buffers into a model of the same shape.
@@ -72,9 +74,15 @@ def read_rounds(folder: str | os.PathLike[str]) -> list[Round]:
         raise BadInput(f"{root} is not the folder of a run.")
     found = []
     for path in sorted(root.glob("round-*")):
-        facts = json.loads((path / "round.json").read_text("utf-8"))
-        found.append(Round(path, **facts))
+        made = _read(path)
+        beside = sorted(root.glob(f"control-{path.name.removeprefix('round-')}-*"))
+        made.controls.update({p.name.split("-", 2)[2]: _read(p) for p in beside})
+        found.append(made)
     return found
+
+
+def _read(path: Path) -> Round:
+    return Round(path, **json.loads((path / "round.json").read_text("utf-8")))
 
 
 @contextmanager
@@ -89,8 +97,9 @@ def artefact(folder: Path, model: nn.Module) -> Iterator[Path]:
 
 def write_round(root: Path, made: Round, model: nn.Module, masks: Mapping[str, Tensor]) -> Round:
     """Puts a round on disk, whole."""
-    facts = {k: v for k, v in asdict(made).items() if k != "folder"}
-    folder = root / f"round-{made.number:02d}"
+    facts = {f.name: getattr(made, f.name) for f in fields(made) if f.name not in ("folder", "controls")}
+    kind = made.how.get("control")
+    folder = root / (f"round-{made.number:02d}" if kind is None else f"control-{made.number:02d}-{kind}")
     with artefact(folder, model) as stage:
         save_file({n: b.contiguous() for n, b in masks.items()}, stage / "masks.safetensors")
         (stage / "round.json").write_text(json.dumps(facts, indent=1), "utf-8")
