@@ -9,10 +9,10 @@ A tenth of the training pictures is held out. They alone choose a λ where one i
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur
+from benchmarks.evidence.common import cells, current, data_of, seeds_of, shown
 from benchmarks.result import Bar, Table
 from examples.life.nets import lenet
 from examples.life.pictures import Pictures, pictures
 from secateur import regularize
 from secateur.evaluate.statistics import interval
-from secateur.stores.staging import staged
 
 NAME = "regularize"
 TITLE = "One-shot accuracy against the strength of regularisation"
 SEEDS = (0, 1, 2)
 
-LR, BATCH, EPOCHS, PICTURES = 1.2e-3, 64, 10, 10_000
+LR = 1.2e-3
 SPARSITIES = (0.8, 0.9)
 NONE, BEST = "none", "L1, proximal"
 METHODS: dict[str, tuple[Callable[[float], Any], tuple[float, ...]]] = {
@@ -59,23 +59,39 @@ class Split:
         self.parts = {"held out": (data.inputs[out], data.labels[out]), "test": data.test}
 
 
+@dataclass(frozen=True)
+class Size:
+    """How much is trained, and which λ are tried: all, or one of each method."""
+
+    train: int = 10_000
+    batch: int = 64
+    epochs: int = 10
+    all: bool = True
+
+
+FULL, QUICK = Size(), Size(500, 64, 1, False)
+
+
 def run_seed(seed: int, folder: Path, quick: bool) -> dict[str, Any]:
-    """Trains every network of a seed that ``folder`` does not hold yet."""
-    split = Split(pictures(seed, train=500 if quick else PICTURES, batch=BATCH))
-    folder.mkdir(parents=True, exist_ok=True)
-    plan: list[tuple[str, float, Any]] = [(NONE, 0.0, None)]
-    for method, (make, strengths) in METHODS.items():
-        plan += [(method, s, make(s)) for s in (strengths[2:3] if quick else strengths)]
-    cells = []
-    for method, strength, how in plan:
-        name = re.sub(r"\W+", "-", method)
-        path = folder / f"{'quick-' if quick else ''}seed-{seed}-{name}-{strength:g}.json"
-        if not path.exists():
-            found = {"method": method, "strength": strength, **_train(seed, split, how, 1 if quick else EPOCHS)}
-            with staged(path, True, 0) as stage:
-                stage.write_text(json.dumps(found, indent=1), "utf-8")
-        cells.append(json.loads(path.read_text("utf-8")))
-    return {"seed": seed, "data": split.train.name, "pictures": len(split.train.labels), "cells": cells}
+    """Trains, or reads, every network of a seed."""
+    size = QUICK if quick else FULL
+    makers = {"none": partial(_cell, seed, size, NONE, 0.0)}
+    for method, (_, strengths) in METHODS.items():
+        for strength in strengths if size.all else strengths[2:3]:
+            makers[f"{slug(method)}-{strength:g}"] = partial(_cell, seed, size, method, strength)
+    return cells(folder, makers, asdict(size))
+
+
+def slug(method: str) -> str:
+    """A method's name in the name of a file."""
+    return re.sub(r"\W+", "-", method)
+
+
+def _cell(seed: int, size: Size, method: str, strength: float) -> Cell:
+    split = Split(pictures(seed, size.train, size.batch, current().data))
+    how = None if method == NONE else METHODS[method][0](strength)
+    about = {"method": method, "strength": strength, "data": split.train.name, "pictures": len(split.train.labels)}
+    return {**about, **_train(seed, split, how, size.epochs)}
 
 
 def _train(seed: int, split: Split, how: Any, epochs: int) -> Cell:
@@ -115,17 +131,17 @@ def summary(results: list[dict[str, Any]]) -> tuple[list[Table], list[Bar]]:
     """The whole curve, and what a λ chosen on the pictures held out gives; means and 95 % intervals over seeds."""
     by_key: dict[tuple[str, float], list[Cell]] = {}
     for result in results:
-        for cell in result["cells"]:
+        for cell in result.values():
             by_key.setdefault((cell["method"], cell["strength"]), []).append(cell)
     rows = [
         (
-            method, f"{strength:g}" if method != NONE else "", *(_percent(cells, k) for k in ("zero", "zero channels")),
-            *(_shown(_scores(cells, s)) for s in ("0", *_names())),
+            method, f"{strength:g}" if method != NONE else "", *(_percent(found, k) for k in ("zero", "zero channels")),
+            *(shown(interval(_scores(found, s))) for s in ("0", *_names())),
         )
-        for (method, strength), cells in by_key.items()
+        for (method, strength), found in by_key.items()
     ]  # fmt: skip
-    first = results[0]
-    over = f"{first['data']}, {first['pictures']:,} pictures, seeds: {len(results)}; mean ± half width of the 95 % interval"
+    count = results[0]["none"]["pictures"]
+    over = f"{data_of(results)}, {count:,} pictures, {seeds_of(results)}; mean ± half width of the 95 % interval"
     title = f"Test accuracy against λ, in %. {over}. What is sparser than asked is pruned no further."
     heads = ("<method", "λ", "weights zero, %", "channels zero, %", "dense", *(f"{s:.0%}" for s in SPARSITIES))
     chosen = {m: {s: _best(by_key, m, s) for s in _names()} for m in METHODS if any(k[0] == m for k in by_key)}
@@ -166,13 +182,9 @@ def _best(by_key: dict[tuple[str, float], list[Cell]], method: str, sparsity: st
 def _against_none(
     by_key: dict[tuple[str, float], list[Cell]], key: tuple[str, float], sparsity: str
 ) -> tuple[str, str]:
-    return _shown(_scores(by_key[key], sparsity)), _shown(_gains(by_key, key, sparsity), "+")
+    gains = interval(_gains(by_key, key, sparsity))
+    return shown(interval(_scores(by_key[key], sparsity))), shown(gains, sign=True)
 
 
 def _percent(cells: Sequence[Cell], what: str) -> str:
     return f"{100 * statistics.fmean(c[what] for c in cells):.1f}"
-
-
-def _shown(values: Sequence[float], sign: str = "") -> str:
-    found = interval(values)
-    return f"{found.mean:{sign}.1f}" + ("" if found.half is None else f" ± {found.half:.1f}")
