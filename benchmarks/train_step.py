@@ -26,39 +26,41 @@ from benchmarks.result import Bar, Result, Table
 from benchmarks.timing import spread, take_turns
 
 WIDTH, BLOCKS, CLASSES = 1024, 13, 10
+NARROW, STEPS, UPDATES, MOST_OF_A_RUN = 256, 1000, 100, 1.03
+"""A run that prunes gradually: width, batch and steps of it, how often its masks change, and the bar for the whole."""
 SPARSITY = 0.9
 MOST = {64: 1.10, 256: 1.05, 1024: 1.02}
 """The bar for each batch size: our step as a multiple of the dense one."""
 
 
 class ResidualMLP(nn.Module):
-    """13 blocks ``x + W2 relu(W1 norm(x))``, all 1024 wide, and an output: 27.3 M weights."""
+    """13 blocks ``x + W2 relu(W1 norm(x))``, all 1024 wide if not told otherwise, and an output: 27.3 M weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
             for _ in range(BLOCKS)
         )
-        self.output = nn.Linear(WIDTH, CLASSES)
+        self.output = nn.Linear(width, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(n, 1024)`` to logits ``(n, 10)``."""
+        """``(n, width)`` to logits ``(n, 10)``."""
         for block in self.blocks:
             x = x + block(x)
         return self.output(x)
 
 
-def _network() -> nn.Module:
+def _network(width: int = WIDTH) -> nn.Module:
     torch.manual_seed(0)
-    return ResidualMLP()
+    return ResidualMLP(width)
 
 
-def _step_of(model: nn.Module, batch: int, fused: bool) -> Callable[[], None]:
+def _step_of(model: nn.Module, batch: int, fused: bool, width: int = WIDTH) -> Callable[[], None]:
     """One update, on the same batch each time."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
     generator = torch.Generator().manual_seed(batch)
-    x = torch.randn(batch, WIDTH, generator=generator)
+    x = torch.randn(batch, width, generator=generator)
     y = torch.randint(CLASSES, (batch,), generator=generator)
     return partial(_update, model, optimizer, x, y)
 
@@ -102,6 +104,18 @@ def boolean(batch: int, fused: bool) -> Callable[[], None]:
     return update
 
 
+def whole_run(steps: int, pruned: bool) -> None:
+    """Trains from scratch; pruned, it is gradual pruning to 90 % in 100 changes of the masks."""
+    model = _network(NARROW)
+    step = _step_of(model, NARROW, True, NARROW)
+    if pruned:
+        every = max(1, steps // 2 // UPDATES)
+        schedule = secateur.schedules.cubic(SPARSITY, begin=steps // 10, end=steps // 10 + UPDATES * every, every=every)
+        secateur.Pruner(model, step.args[1], schedule)  # type: ignore[attr-defined]
+    for _ in range(steps):
+        step()
+
+
 CANDIDATES = {
     "dense": lambda batch, fused: _step_of(_network(), batch, fused), "secateur.Pruner": ours,
     "bool masks, masked_fill_": boolean, "torch.nn.utils.prune": torchs,
@@ -130,6 +144,10 @@ def run(full: bool) -> Result:
                     most,
                 )
             )
+        steps = STEPS if full else STEPS // 4
+        runs = take_turns(
+            {"dense": partial(whole_run, steps, False), "gradual": partial(whole_run, steps, True)}, lambda: None, 5
+        )
     finally:
         torch.set_num_threads(threads)
         torch.set_flush_denormal(False)
@@ -138,5 +156,10 @@ def run(full: bool) -> Result:
         f"AdamW, {weights / 1e6:.1f} M weights, {SPARSITY:.0%} sparse, one thread, {repeats} turns: median (min–max)"
     )
     tables = [Table(title, ("<AdamW, batch", "dense step, ms", *(f"× dense: {n}" for n in list(CANDIDATES)[1:])), rows)]
+    ratios_of_runs = runs["gradual"].per(runs["dense"])
+    title = f"Gradual pruning with {UPDATES} changes of the masks: {steps} steps, fused AdamW, batch and width {NARROW}"
+    tables.append(Table(title, ("dense, ms", "× dense"), [(runs["dense"].milliseconds(), spread(ratios_of_runs))]))
+    whole = statistics.median(ratios_of_runs)
+    bars.append(Bar(f"{UPDATES} changes of the masks in {steps} steps: run, of the dense one", whole, MOST_OF_A_RUN))
     command = f"python -m benchmarks train_step{' --full' if full else ''}"
     return Result("train_step", command, machine.machine(before), tables, bars)

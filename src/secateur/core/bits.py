@@ -22,6 +22,12 @@ def _places(device: torch.device) -> Tensor:
     return torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=device)
 
 
+@lru_cache
+def _ones(device: torch.device) -> Tensor:
+    """How many bits are set in each value of a byte."""
+    return torch.tensor([i.bit_count() for i in range(256)], dtype=torch.int64, device=device)
+
+
 def pack(keep: Tensor) -> Tensor:
     """A keep-mask (bool, any shape) as packed bits (uint8, on the same device); unused bits are 0."""
     flat = keep.reshape(-1)
@@ -77,5 +83,4 @@ def keep_(t: Tensor, bits: Tensor) -> None:
 
 def count_kept(bits: Tensor) -> int:
     """How many bits are set."""
-    table = torch.tensor([i.bit_count() for i in range(256)], dtype=torch.int64, device=bits.device)
-    return int((torch.bincount(bits.to(torch.int64), minlength=256) * table).sum())
+    return int((torch.bincount(bits.to(torch.int64), minlength=256) * _ones(bits.device)).sum())
