@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import random
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -156,8 +158,6 @@ def broken(root: Path) -> None:
 def test_a_folder_that_is_not_imagenet(
     harm: Callable[[Path], Any], error: type[Exception], says: str, pictures: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     root = shutil.copytree(pictures, tmp_path / "copy")
     harm(root)
     with pytest.raises(error, match=says):
@@ -285,3 +285,8 @@ def test_the_stand_in_learns_from_the_dense_encoder_on_other_texts() -> None:
     learnt = set(minilm.wikipedia())
     assert len(learnt) > 15_000
     assert not [s for lee in data.test.lee.texts for s in minilm.split(lee) if s in learnt]
+
+
+def test_examples_in_docstrings() -> None:
+    result = doctest.testmod(minilm)
+    assert result.attempted > 0 and result.failed == 0
