@@ -1,0 +1,1 @@
+"""What the recipes of published results need: their data from local folders, their models, losses and loops, and stand-ins."""
