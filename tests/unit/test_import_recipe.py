@@ -11,7 +11,7 @@ import pytest
 from secateur.core import schedules
 from secateur.core.spelling import pattern_of
 from secateur.recipe.load import check, parse
-from secateur.recipe.run import run
+from secateur.recipe.run import run, schedule_for
 from secateur.recipe.sparseml import imported, written
 from tests.unit.conftest import Run
 
@@ -37,8 +37,9 @@ def old(*modifiers: str, head: str = "") -> str:
 
 
 def asked(*modifiers: str, head: str = "") -> tuple[dict[str, Any], str]:
-    """The recipe and its notes. Its YAML says the same, has no aliases, and fits the schema but for the new schedules."""
+    """The recipe and its notes. Its YAML says the same, has no aliases, and fits the schema."""
     recipe, notes = imported(old(*modifiers, head=head), "old.yaml")
+    assert check(recipe).methods
     assert parse(written(recipe, "old.yaml")) == recipe
     assert not [n for n in notes if not n.endswith(".")]
     return recipe, "\n".join(notes)
@@ -55,13 +56,11 @@ def schedule_of(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def built(recipe: dict[str, Any], steps_per_epoch: int = 100) -> schedules.Schedule:
-    """The schedule itself, in steps: refused where the numbers cannot be meant."""
-    s = dict(schedule_of(recipe))
-    assert s.pop("unit") == "epochs"
-    kind = s.pop("kind")
-    steps = {k: round(s.pop(k) * steps_per_epoch) for k in ("begin", "end", "every")}
-    found: schedules.Schedule = getattr(schedules, kind)(recipe["sparsities"][0], **steps, **s)
-    return found
+    """The schedule itself, in steps, as a run makes it."""
+    read = check(recipe)
+    (method,) = read.methods.values()
+    assert method.prune is not None
+    return schedule_for(method.prune.schedule, read.sparsities[0], read.train.epochs * steps_per_epoch, steps_per_epoch)
 
 
 # ------------------------------------------------------------------------------------------ gradual pruning
@@ -83,12 +82,6 @@ def test_gradual_magnitude_pruning() -> None:
         assert said in notes
     s = built(recipe)
     assert [s(99), s(100), s(800)] == [0.0, pytest.approx(0.05), 0.8]
-
-
-def test_it_fits_the_schema() -> None:
-    recipe, _ = asked(gm())
-    prune_of(recipe)["schedule"] = "gradual"
-    assert check(recipe).methods["gradual"].prune is not None
 
 
 @pytest.mark.parametrize("kind", ["MagnitudePruningModifier", "LegacyGMPruningModifier", "pytorch.GMPruningModifier"])

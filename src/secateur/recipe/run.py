@@ -127,7 +127,7 @@ class _Seed:
             if prune is not None and prune.schedule != "one-shot":
                 steps = self._training(method).epochs * self.trainer.per_epoch
                 for s in self.recipe.sparsities:
-                    schedule = _schedule(prune.schedule, s, steps, self.trainer.per_epoch)
+                    schedule = schedule_for(prune.schedule, s, steps, self.trainer.per_epoch)
                     yield f"{name}: {schedule!r}, over {steps} steps"
 
     def _training(self, method: Method) -> Training:
@@ -197,7 +197,7 @@ class _Seed:
     def _gradual(self, asked: Any, sparsity: float, choice: dict[str, Any]) -> Pruned:
         per_epoch = self.trainer.per_epoch
         return lambda model, optimizer, steps: secateur.Pruner(
-            model, optimizer, _schedule(asked, sparsity, steps, per_epoch), **choice
+            model, optimizer, schedule_for(asked, sparsity, steps, per_epoch), **choice
         )
 
     def _sparse(self, how: Sparse, sparsity: float) -> Pruned:
@@ -264,7 +264,7 @@ def _sparse_choice(how: Sparse, seed: int) -> dict[str, Any]:
     return {**how.model_dump(include={"allocation", "include", "ignore"}), "criterion": random}
 
 
-def _schedule(asked: Any, target: float, steps: int, per_epoch: int) -> schedules.Schedule:
+def schedule_for(asked: Any, target: float, steps: int, per_epoch: int) -> schedules.Schedule:
     """The schedule of a training of so many steps."""
     if not isinstance(asked, Schedule):
         return schedules.auto(target, steps)
