@@ -327,3 +327,5 @@ def test_the_command(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     done = command(*asked, "--resume", "--json")
     assert done.code == 0 and len(done.facts) == 11
     assert command(*asked, "--resume", "--set", "train.epochs=3").code == 3
+    wrong = command(*asked, "--set", "train.epohcs=3")
+    assert wrong.code == 3 and "\n  train.epohcs: there is no such setting; did you mean 'epochs'?" in wrong.err

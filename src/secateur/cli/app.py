@@ -174,9 +174,8 @@ def _show(what: str | list[Any]) -> None:
 
 
 def _refuse(message: str, code: int) -> NoReturn:
-    text = Text.assemble(
-        ("error: ", "bold red"), printable(message)
-    )  # never as markup: names come from untrusted files
+    shown = "\n".join(printable(line) for line in message.splitlines())
+    text = Text.assemble(("error: ", "bold red"), shown)  # never as markup: names come from untrusted files
     Console(stderr=True, highlight=False, soft_wrap=True).print(text)
     raise SystemExit(code)
 

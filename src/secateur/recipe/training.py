@@ -55,7 +55,9 @@ def resolve(call: Call) -> Callable[..., Any]:
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as e:
-        raise BadInput(f"{call.call!r} cannot be found: {e}.") from None
+        raise BadInput(
+            f"{call.call!r} cannot be found: {e}. It is looked for in the folder you run in, and where Python looks."
+        ) from None
     return lambda *a: function(*a, **call.args)
 
 
