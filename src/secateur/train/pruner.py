@@ -184,7 +184,7 @@ class Pruner:
         self._handles.append(inner.register_step_post_hook(self._stepped))
         if self._rewire is not None and self._rewire.by_gradient:
             self._handles.append(inner.register_step_pre_hook(self._before_step))
-        self._held.zero_state([inner])
+        self._held.zero_rest([inner], self._grad_mask)
 
     def hold(self, masks: Mapping[str, Tensor]) -> None:
         """Takes masks as they are, instead of what is zero now: those of a ticket, packed, or bool of a tensor's shape.
@@ -196,7 +196,7 @@ class Pruner:
         along = isinstance(self._pattern, Channel)
         self._held.bits = self._held.checked(masks, None if along else {s.name for s in self._chosen})
         self._held.zero_weights()
-        self._held.zero_state(self._optimizers)
+        self._held.zero_rest(self._optimizers, self._grad_mask)
 
     def step(self) -> None:
         """Call it after every ``optimizer.step()``, where no optimizer was given.
@@ -278,7 +278,6 @@ class Pruner:
         )
         self._value = value
         self._hold_zeros(self._followers(made))
-        self._held.zero_state(self._optimizers)
 
     def _followers(self, made: Plan) -> list[str]:
         if not isinstance(made.pattern, Channel):
@@ -287,6 +286,7 @@ class Pruner:
 
     def _hold_zeros(self, followers: Sequence[str] = ()) -> None:
         self._held.take_zeros((*self._chosen, *(self._held.spec(n) for n in followers)), pruned=self._value > 0)
+        self._held.zero_rest(self._optimizers, self._grad_mask)
 
     def _hook_gradients(self) -> None:
         for name, parameters in self._held.parameters.items():

@@ -1,0 +1,60 @@
+"""A Pruner in loops that slip: gradients left over when a mask changes, steps that never come, states that do not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import secateur
+from secateur import BadTensor, Pruner, schedules
+from tests.contract.training import batch, check_held, net, train
+
+
+def test_an_optimizer_that_steps_after_the_mask_has_changed_brings_nothing_back() -> None:
+    model = net()
+    first = torch.optim.SGD(model[0].parameters(), lr=0.1, momentum=0.9)
+    second = torch.optim.Adam([*model[2].parameters(), *model[4].parameters()], lr=0.1)
+    pruner = Pruner(model, [first, second], schedules.cubic(0.75, begin=0, end=4))
+    for t in range(6):
+        first.zero_grad()
+        second.zero_grad()
+        model(batch(t)).square().mean().backward()
+        first.step()
+        second.step()
+        check_held(model, pruner, first)
+        check_held(model, pruner, second)
+    assert pruner.sparsity == 0.75
+
+
+@pytest.mark.parametrize("rewire", [None, secateur.dynamic.random_growth(every=2, end=8)])
+def test_a_second_step_on_the_same_gradients_brings_nothing_back(rewire: Any) -> None:
+    model = net()
+    opt = torch.optim.AdamW(model.parameters(), lr=0.1)
+    schedule = schedules.one_shot(0.75, at=2) if rewire is None else schedules.constant(0.75)
+    pruner = Pruner(model, opt, schedule, rewire=rewire)
+    train(model, opt, range(2))
+    opt.step()
+    check_held(model, pruner, opt)
+    assert pruner.sparsity == 0.75
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_gradients_from_before_the_pruner_bring_nothing_back(attached: bool) -> None:
+    model = net()
+    opt = torch.optim.AdamW(model.parameters(), lr=0.1)
+    train(model, opt, range(2))
+    secateur.prune(model, 0.5)
+    opt = torch.optim.AdamW(model.parameters(), lr=0.1)
+    pruner = Pruner(model, opt if attached else None)
+    opt.step()
+    assert check_held(model, pruner, opt) > 0
+
+
+def test_a_sparse_gradient_is_named() -> None:
+    model = nn.Sequential(nn.Embedding(10, 8, sparse=True), nn.Linear(8, 4))
+    Pruner(model, torch.optim.SGD(model.parameters(), lr=0.1), schedules.constant(0.5), include="0.weight")
+    with pytest.raises(BadTensor, match=r"\(10, 8\) is sparse"):
+        model(torch.arange(4)).square().mean().backward()
