@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import secateur
-from secateur import BadTensor, Pruner, schedules
+from secateur import BadInput, BadTensor, Infeasible, NotDefined, Pruner, schedules
 from tests.contract.training import batch, check_held, net, train
 
 
@@ -58,3 +58,19 @@ def test_a_sparse_gradient_is_named() -> None:
     Pruner(model, torch.optim.SGD(model.parameters(), lr=0.1), schedules.constant(0.5), include="0.weight")
     with pytest.raises(BadTensor, match=r"\(10, 8\) is sparse"):
         model(torch.arange(4)).square().mean().backward()
+
+
+@pytest.mark.parametrize("choice", [{"pattern": "2:4"}, {"max_sparsity": 0.5}, {"allocation": "uniform", "min_keep": 100}])
+def test_an_end_that_cannot_be_reached_is_refused_before_training(choice: dict[str, Any]) -> None:
+    model = net()
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises((NotDefined, Infeasible)):
+        Pruner(model, None, schedules.cubic(0.9, begin=2, end=8, initial=0.1), **choice)
+    with pytest.raises((NotDefined, Infeasible)):
+        Pruner(model, None, schedules.join([schedules.constant(0.1), schedules.one_shot(0.9, at=5)], [3]), **choice)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_ac_dc_that_may_not_regrow_is_refused() -> None:
+    with pytest.raises(BadInput, match="regrow=True"):
+        Pruner(net(), None, schedules.ac_dc(0.75, begin=1, end=7, sparse=2, dense=2))

@@ -16,7 +16,7 @@ from secateur.core.criteria import Criterion
 from secateur.core.make import Request, eligible, make
 from secateur.core.patterns import Channel, Pattern
 from secateur.core.plan import Plan
-from secateur.core.schedules import Schedule, target_of
+from secateur.core.schedules import Schedule
 from secateur.core.spelling import Allocation
 from secateur.core.types import Spec
 from secateur.core.write import write_rows
@@ -27,7 +27,7 @@ from secateur.stores.memory import MemoryStore
 from .dynamic import Rewiring, check_rewiring, move_masks
 from .held import Held
 from .optimizers import STATE_KEYS, bare, drop_gradients, held_by, mixes, skipped, with_loss
-from .parameters import check_target, trainable
+from .parameters import check_schedule, trainable
 
 PATIENCE = 100
 """Backward passes without a step after which a loop that steps by hand is warned."""
@@ -112,8 +112,8 @@ class Pruner:
         self._store = MemoryStore(model, roles=roles)
         self._specs = trainable(self._choice(include, ignore), self._store)
         self._store.check(self._specs)
-        if rewire is None and not regrow and isinstance(allocation, str):
-            check_target(target_of(schedule), self._specs, self._store)
+        if rewire is None:
+            check_schedule(schedule, self._specs, self._store, self._ask, regrow)
         self._held = Held(model, self._store, STATE_KEYS | set(state_keys))
         self._steps, self._waiting, self._value = 0, 0, 0.0
         self._optimizers: list[Optimizer] = []
