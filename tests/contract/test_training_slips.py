@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import re
+import warnings
 from typing import Any
 
 import pytest
@@ -9,8 +12,8 @@ import torch
 from torch import nn
 
 import secateur
-from secateur import BadInput, BadTensor, Infeasible, NotDefined, Pruner, schedules
-from tests.contract.training import batch, check_held, net, train
+from secateur import BadInput, BadTensor, Infeasible, NotDefined, Pruner, SecateurWarning, schedules
+from tests.contract.training import batch, check_held, net, the_same, train
 
 
 def test_an_optimizer_that_steps_after_the_mask_has_changed_brings_nothing_back() -> None:
@@ -60,7 +63,9 @@ def test_a_sparse_gradient_is_named() -> None:
         model(torch.arange(4)).square().mean().backward()
 
 
-@pytest.mark.parametrize("choice", [{"pattern": "2:4"}, {"max_sparsity": 0.5}, {"allocation": "uniform", "min_keep": 100}])
+@pytest.mark.parametrize(
+    "choice", [{"pattern": "2:4"}, {"max_sparsity": 0.5}, {"allocation": "uniform", "min_keep": 100}]
+)
 def test_an_end_that_cannot_be_reached_is_refused_before_training(choice: dict[str, Any]) -> None:
     model = net()
     before = [p.clone() for p in model.parameters()]
@@ -74,3 +79,50 @@ def test_an_end_that_cannot_be_reached_is_refused_before_training(choice: dict[s
 def test_ac_dc_that_may_not_regrow_is_refused() -> None:
     with pytest.raises(BadInput, match="regrow=True"):
         Pruner(net(), None, schedules.ac_dc(0.75, begin=1, end=7, sparse=2, dense=2))
+
+
+def test_an_attached_optimizer_that_makes_no_steps_is_warned_of() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    mine, other = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    Pruner(model, mine, schedules.one_shot(0.5, at=1))
+    with pytest.warns(SecateurWarning, match="attach the optimizer whose steps are made"):
+        for _ in range(100):
+            model(torch.ones(1, 4)).sum().backward()
+            other.step()
+
+
+def test_a_layer_that_is_left_with_nothing_is_warned_of_once() -> None:
+    model = net()
+    with torch.no_grad():
+        model[2].weight.mul_(1e-6)
+    opt = torch.optim.SGD(model.parameters(), lr=0.0)
+    Pruner(model, opt, schedules.linear(0.9, begin=1, end=6))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(model, opt, range(8))
+    (text,) = [str(w.message) for w in caught]
+    assert re.match(r"at step [2-6]: left with nothing: 2\.weight; cap", text)
+
+
+def test_what_a_function_asks_for_in_vain_is_told_with_the_step() -> None:
+    model = net()
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    Pruner(model, opt, lambda t: 0.5 if t < 3 else float("nan"))
+    with pytest.raises(BadInput, match=r"at step 3: .* got nan"):
+        train(model, opt, range(5))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (2,)])
+def test_a_deep_copy_follows_its_optimizer_in_whatever_order(order: tuple[int, ...]) -> None:
+    model = net()
+    opt = torch.optim.AdamW(model.parameters(), lr=0.1)
+    pruner = Pruner(model, opt, schedules.cubic(0.75, begin=1, end=6))
+    train(model, opt, range(3))
+    parts = copy.deepcopy([(model, opt, pruner)[i] for i in order])
+    other = parts[order.index(2)]
+    (follows,) = other._optimizers
+    train(other._model, follows, range(3, 8))
+    train(model, opt, range(3, 8))
+    if len(order) > 1:
+        assert follows is parts[order.index(1)] and other._model is parts[order.index(0)]
+    assert other.steps == 8 and the_same(other.state_dict(), pruner.state_dict())

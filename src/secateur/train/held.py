@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.core.bits import count_kept, keep_, live_bits, pack, unpack
+from secateur.core.plan import Plan
 from secateur.core.types import Spec
 from secateur.errors import BadTensor, PlanMismatch
 from secateur.stores.memory import MemoryStore
@@ -149,3 +150,9 @@ def _zero_gradient(parameter: nn.Parameter | Tensor, bits: Tensor) -> None:
             "(nn.Embedding(sparse=False)), or leave the tensor out with ignore=."
         )
     keep_(parameter.grad, bits)
+
+
+def emptied(made: Plan, held: Held) -> str:
+    """What to say of tensors that a plan leaves with nothing, and that were not held so before; or nothing."""
+    names = [r.name for r in made.chosen if r.numel and r.prune == r.numel and held.kept(r.spec)]
+    return f"left with nothing: {', '.join(names)}; cap with max_sparsity or min_keep, or leave out" if names else ""

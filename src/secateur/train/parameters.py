@@ -38,7 +38,11 @@ def trainable(specs: Sequence[Spec], store: MemoryStore) -> list[Spec]:
 
 
 def check_schedule(
-    schedule: Schedule | None, specs: Sequence[Spec], store: MemoryStore, request: Callable[[float], Request], regrow: bool
+    schedule: Schedule | None,
+    specs: Sequence[Spec],
+    store: MemoryStore,
+    request: Callable[[float], Request],
+    regrow: bool,
 ) -> None:
     """Refuses now what the last value of a schedule would be refused for after hours of training.
 

@@ -20,17 +20,18 @@ from secateur.core.schedules import Schedule
 from secateur.core.spelling import Allocation
 from secateur.core.types import Spec
 from secateur.core.write import write_rows
-from secateur.errors import BadInput, BadTensor, NotDefined, PlanMismatch, SecateurWarning
+from secateur.errors import BadInput, NotDefined, PlanMismatch, SecateurError, SecateurWarning
 from secateur.stores.base import choose, matches
 from secateur.stores.memory import MemoryStore
 
 from .dynamic import Rewiring, check_rewiring, move_masks
-from .held import Held
+from .held import Held, emptied
 from .optimizers import STATE_KEYS, bare, drop_gradients, held_by, mixes, skipped, with_loss
 from .parameters import check_schedule, trainable
 
 PATIENCE = 100
-"""Backward passes without a step after which a loop that steps by hand is warned."""
+"""Backward passes without a step after which a loop is warned."""
+STEP_BY_HAND = "call pruner.step() after optimizer.step(), or give the Pruner the optimizer"
 
 Filter = str | Sequence[str] | None
 
@@ -266,8 +267,8 @@ class Pruner:
             return
         try:
             made = self.plan(value)
-        except BadTensor as e:
-            raise BadTensor(f"at step {self._steps}: {e}") from e
+        except SecateurError as e:
+            raise type(e)(f"at step {self._steps}: {e}") from e
         whole = {s.name: s for s in self._store.specs()}
         write_rows(
             made,
@@ -277,6 +278,8 @@ class Pruner:
             self._store.write,
         )
         self._value = value
+        if text := emptied(made, self._held):
+            warnings.warn(f"at step {self._steps}: {text}", SecateurWarning, stacklevel=2)
         self._hold_zeros(self._followers(made))
 
     def _followers(self, made: Plan) -> list[str]:
@@ -299,7 +302,7 @@ class Pruner:
         first = name == self._chosen[0].name
 
         def mask(parameter: Tensor) -> None:
-            if first and not self._optimizers and self._schedule is not None:
+            if first and self._schedule is not None:
                 self._wait()
             if self._grad_mask and self._grows_by_gradient() is None:
                 self._held.zero_gradient(name, parameter)
@@ -310,8 +313,9 @@ class Pruner:
         self._waiting += 1
         if self._waiting == PATIENCE:
             warnings.warn(
-                f"{PATIENCE} backward passes and no step: call pruner.step() after optimizer.step(), or give the Pruner "
-                "the optimizer. Until then nothing more is pruned.",
+                f"{PATIENCE} backward passes and no step: "
+                f"{'attach the optimizer whose steps are made' if self._optimizers else STEP_BY_HAND}. Until then nothing "
+                "more is pruned.",
                 SecateurWarning,
                 stacklevel=2,
             )
@@ -378,7 +382,7 @@ class Pruner:
         self._steps, self._value, self._waiting = state["steps"], state["value"], 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
-        """A pruner of the copied model and optimizers, where they are copied along; hooks of its own."""
+        """A pruner of the copied model and its optimizers, whichever is copied first; hooks of its own."""
         model = copy.deepcopy(self._model, memo)
         other = object.__new__(Pruner)
         memo[id(self)] = other
@@ -392,7 +396,5 @@ class Pruner:
         other._optimizers, other._handles = [], []
         other._hook_gradients()
         for o in self._optimizers:
-            copied = memo.get(id(o))
-            if copied is not None:
-                other.attach(copied)
+            other.attach(copy.deepcopy(o, memo))
         return other
