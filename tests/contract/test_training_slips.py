@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import secateur
-from secateur import BadInput, BadTensor, Infeasible, NotDefined, Pruner, SecateurWarning, schedules
+from secateur import BadInput, BadTensor, Infeasible, NotDefined, PlanMismatch, Pruner, SecateurWarning, schedules
 from tests.contract.training import batch, check_held, net, the_same, train
 
 
@@ -126,3 +126,48 @@ def test_a_deep_copy_follows_its_optimizer_in_whatever_order(order: tuple[int, .
     if len(order) > 1:
         assert follows is parts[order.index(1)] and other._model is parts[order.index(0)]
     assert other.steps == 8 and the_same(other.state_dict(), pruner.state_dict())
+
+
+def _without(state: dict[str, Any], key: str) -> dict[str, Any]:
+    return {k: v for k, v in state.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda s: {"version": 1},
+        lambda s: {**s, "version": 2},
+        lambda s: _without(s, "masks"),
+        lambda s: {**s, "masks": _without(s["masks"], "2.weight")},
+        lambda s: {**s, "masks": {**s["masks"], "2.weight": [1, 2]}},
+        lambda s: {**s, "steps": "3"},
+        lambda s: {**s, "value": float("nan")},
+    ],
+)
+def test_a_state_that_is_not_whole_is_refused_before_anything_is_touched(spoil: Any) -> None:
+    model = net()
+    pruner = Pruner(model, None, schedules.constant(0.5))
+    other = Pruner(net(1), None, schedules.constant(0.75))
+    before = copy.deepcopy((model.state_dict(), pruner.state_dict()))
+    with pytest.raises((BadInput, PlanMismatch)):
+        pruner.load_state_dict(spoil(other.state_dict()))
+    assert the_same((model.state_dict(), pruner.state_dict()), before)
+
+
+def test_state_that_is_loaded_from_a_dense_run_brings_nothing_back() -> None:
+    model = net()
+    opt = torch.optim.AdamW(model.parameters(), lr=0.1)
+    train(model, opt, range(3))
+    dense = copy.deepcopy(opt.state_dict())
+    secateur.prune(model, 0.5)
+    pruner = Pruner(model, opt)
+    opt.load_state_dict(dense)
+    train(model, opt, range(3, 6), lambda: check_held(model, pruner, opt) and None)
+
+
+def test_what_was_closed_is_not_attached_again() -> None:
+    model = net()
+    pruner = Pruner(model, None, schedules.constant(0.5))
+    pruner.close()
+    with pytest.raises(BadInput, match="closed"):
+        pruner.attach(torch.optim.SGD(model.parameters(), lr=0.1))
