@@ -152,7 +152,7 @@ def test_controls_stand_beside_every_round(tmp_path: Path, rewind: Any) -> None:
         kept = [{n: sum(v.bit_count() for v in b) for n, b in m.items()} for m in masks]
         assert kept[0] == kept[1] == kept[2], "as many in each tensor"
         assert not torch.equal(weights(ticket)["0.weight"], weights(drawn)["0.weight"])
-        assert drawn.how == {"rewind": rewind, "control": "reinit", "steps": 12}
+        assert drawn.how == {"rewind": rewind, "control": "reinit", "steps": 12, "made": 12}
     first, second = (unpacked(r.controls["random"].masks()) for r in found[1:])
     assert all(not (second[n] & ~first[n]).any() for n in second), "random masks are nested too"
 

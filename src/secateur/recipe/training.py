@@ -19,8 +19,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from secateur.errors import BadInput
 from secateur.train import regularize
-from secateur.train.engine import Run, get_random, order_of, set_random, update
+from secateur.train.engine import Run, order_of, update
 from secateur.train.pruner import Pruner
+from secateur.train.randomness import get_random, set_random
 from secateur.train.rounds import load_state, read_snapshot, write_snapshot
 
 from .schema import Call, Regularize, Training

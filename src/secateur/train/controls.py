@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from secateur.core import schedules
 from secateur.core.bits import count_kept
 from secateur.core.criteria import random
+from secateur.core.patterns import Unstructured
+from secateur.core.spelling import pattern_of
 from secateur.errors import BadInput
 
 from .pruner import Pruner
@@ -54,7 +56,7 @@ def random_masks(
     They grow from round to round, since the order that a seed draws stays the same. Zeros are written into the model.
     """
     how = {**choice, "criterion": random(seed)}
-    if how.get("pattern", "unstructured") == "unstructured":
+    if isinstance(pattern_of(how.get("pattern", "unstructured")), Unstructured):
         how["allocation"] = _counts(model, ticket)
     pruner = Pruner(model, None, schedules.constant(share), **how)
     pruner.close()

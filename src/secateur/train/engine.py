@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import math
-import random
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from secateur.core import schedules
+from secateur.core.schedules import check_count
 from secateur.errors import BadInput, BadTensor
 
 from .controls import Control, check_redraws, random_masks, redraw
+from .optimizers import skipped
 from .pruner import Pruner
+from .randomness import check_seed, get_random, seed_all, set_random
 from .rounds import Round, load_state, read_snapshot, write_round, write_snapshot
 
-Rewind = int | Literal["init", "lr", "linear", "finetune"]
+Named = Literal["init", "lr", "linear", "finetune"]
+Rewind = int | Named
 Asked = float | dict[str, float]
+CHOICE = {"allocation", "pattern", "include", "ignore", "max_sparsity", "min_keep", "roles"}
 WARM_UP = 0.1
 """Share of the steps over which ``rewind="linear"`` raises the learning rate from zero."""
 
@@ -119,14 +122,42 @@ def update(loss: Tensor, optimizer: Optimizer, scheduler: Any, where: str) -> fl
     return value
 
 
+def length_of(epoch: Any, what: str) -> int:
+    """How many batches an epoch has.
+
+    Raises:
+        BadInput: none, or nobody knows: a generator, or a DataLoader over an iterable without a length.
+    """
+    try:
+        found = len(epoch)
+    except TypeError:
+        raise BadInput(
+            f"{what} gave a {type(epoch).__name__}, which has no length: give a list of batches, or a DataLoader over a data "
+            "set with one, since steps are counted from it."
+        ) from None
+    if not found:
+        raise BadInput(f"{what} gave an epoch without batches.")
+    return found
+
+
+def _check_settings(settings: Settings) -> None:
+    for name in ("epochs", "retrain_epochs"):
+        check_count(getattr(settings, name), name)
+    check_seed(settings.seed)
+    rewind = settings.rewind
+    if isinstance(rewind, bool) or not (isinstance(rewind, int) or rewind in get_args(Named)):
+        raise BadInput(f"rewind is a step, an int, or one of {', '.join(map(repr, get_args(Named)))}; got {rewind!r}.")
+    if odd := sorted({*settings.choice} - CHOICE):
+        raise BadInput(f"iterate takes {', '.join(sorted(CHOICE))} beside its own arguments; got {', '.join(odd)}.")
+
+
 class Engine:
     """The rounds of one run over one model."""
 
     def __init__(self, model: nn.Module, root: Path, settings: Settings) -> None:
         self.model, self.root, self.settings = model, root, settings
-        self.per_epoch = len(self._epoch(0))  # type: ignore[arg-type]
-        if not self.per_epoch:
-            raise BadInput("make_data gave an epoch without batches.")
+        _check_settings(settings)
+        self.per_epoch = length_of(self._epoch(0), "make_data")
         self.steps = settings.epochs * self.per_epoch
         again = settings.retrain_epochs * self.per_epoch
         rewind = settings.rewind
@@ -165,18 +196,20 @@ class Engine:
 
     def dense(self) -> Round:
         """Trains the dense network, keeping what later rounds are rewound to."""
-        if self._snapshot(0).exists():  # a run that was killed here begins with the same weights
-            start = read_snapshot(self._snapshot(0))
+        start = read_snapshot(self._snapshot(0)) if self._snapshot(0).exists() else None
+        if start is not None:  # a run that was killed here begins with the same weights
             load_state(self.model, start["model"])
-            set_random(start["random"])
         optimizer, scheduler = self.settings.make_optimizer(self.model)
+        if start is not None:  # after make_optimizer, which may draw: the snapshot was made after it too
+            set_random(start["random"])
         stops = sorted({0, self.first, self.steps})
+        made = 0
         for a, b in zip(stops, [*stops[1:], None], strict=True):
             if not (a == 0 and self._snapshot(0).exists()):
                 self._keep(a, optimizer, scheduler)
             if b is not None:
-                self._train("round 0", optimizer, scheduler, None, a, b)
-        return self._finish(0, 0.0, {}, {"steps": self.steps})
+                made += self._train("round 0", optimizer, scheduler, None, a, b)
+        return self._finish(0, 0.0, {}, {"steps": self.steps, "made": made})
 
     def _keep(self, step: int, optimizer: Optimizer, scheduler: Any) -> None:
         state = {
@@ -187,10 +220,26 @@ class Engine:
 
     def _train(
         self, what: str, optimizer: Optimizer, scheduler: Any, pruner: Pruner | None, first: int, last: int
-    ) -> None:
-        self.settings.train(
-            Run(self.model, optimizer, scheduler, pruner, first, last, self._epoch, self.per_epoch, what)
-        )
+    ) -> int:
+        """Trains, and returns how many updates were made: what a user's loop does is counted, not believed."""
+        made = 0
+
+        def count(stepped: Optimizer, *_: Any) -> None:
+            nonlocal made
+            made += not skipped(stepped)
+
+        handle = optimizer.register_step_post_hook(count)
+        try:
+            self.settings.train(
+                Run(self.model, optimizer, scheduler, pruner, first, last, self._epoch, self.per_epoch, what)
+            )
+        finally:
+            handle.remove()
+        if made > last - first:
+            raise BadInput(
+                f"{what}: train made {made} updates, and was asked for {last - first}: from {first} up to {last}."
+            )
+        return made
 
     def round(self, number: int, asked: Asked, before: Round) -> Round:
         """Prunes what the round before left, rewinds, trains."""
@@ -228,10 +277,10 @@ class Engine:
             pruner.hold(masks)
             self._rewind_random(number)
             what = f"round {number}" if kind is None else f"round {number}, {kind}"
-            self._train(what, optimizer, scheduler, pruner, self.first, self.last)
+            made = self._train(what, optimizer, scheduler, pruner, self.first, self.last)
         finally:
             pruner.close()
-        how = {"rewind": self.settings.rewind, "control": kind, "steps": self.last - self.first}
+        how = {"rewind": self.settings.rewind, "control": kind, "steps": self.last - self.first, "made": made}
         return self._finish(number, share_of(asked), masks, how, pruner.sparsity)
 
     def _prune(self, asked: Asked) -> dict[str, Tensor]:
@@ -261,16 +310,19 @@ class Engine:
         if self._rewinds_weights:
             set_random(read_snapshot(self._snapshot(self.first))["random"])
         else:
-            torch.manual_seed(self.settings.seed * 2003 + number)
+            seed_all(self.settings.seed * 2003 + number)
 
     def _finish(
         self, number: int, asked: float, masks: Mapping[str, Tensor], how: dict[str, Any], sparsity: float = 0.0
     ) -> Round:
+        if not how["made"]:
+            raise BadInput(f"round {number}: train made no update with the optimizer of its run, run.optimizer.")
+        check_finite(self.model, f"after the last update of round {number}")
         metrics = {}
         if self.settings.evaluate is not None:
             self.model.eval()
             with torch.no_grad():
-                metrics = {k: float(v) for k, v in self.settings.evaluate(self.model).items()}
+                metrics = numbers_of(self.settings.evaluate(self.model))
         made = Round(self.root, number, asked, sparsity, metrics, how)
         return write_round(self.root, made, self.model, masks)
 
@@ -280,26 +332,26 @@ def _up_and_down(step: int, steps: int) -> float:
     return (step + 1) / up if step < up else max(0.0, (steps - step) / max(1, steps - up))
 
 
-def get_random() -> dict[str, Any]:
-    """The state of every generator that training may draw from."""
-    found: Any = np.random.get_state(legacy=True)
-    kind, keys, *rest = found
-    version, words, gauss = random.getstate()
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(), "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
-        "python": [version, list(words), gauss],
-    }  # fmt: skip
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
+def check_finite(model: nn.Module, when: str) -> None:
+    """Refuses weights that the last update broke, which no later loss has shown.
+
+    Raises:
+        BadTensor: a parameter holds NaN or infinite values.
+    """
+    for name, p in model.named_parameters():
+        if not bool(torch.isfinite(p).all()):
+            raise BadTensor(
+                f"{name} (shape {tuple(p.shape)}) holds NaN or infinite values {when}; what was finished before is kept."
+            )
 
 
-def set_random(state: Mapping[str, Any]) -> None:
-    """Takes them back to where `get_random` found them."""
-    torch.set_rng_state(state["torch"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+def numbers_of(metrics: Any) -> dict[str, float]:
+    """What ``evaluate`` returned, as Python's numbers.
+
+    Raises:
+        BadInput: not a mapping of names to single numbers.
+    """
+    try:
+        return {str(name): float(value) for name, value in metrics.items()}
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        raise BadInput(f"evaluate returns a mapping of names to numbers; got {metrics!r}.") from None

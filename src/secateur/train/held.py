@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.core.bits import count_kept, keep_, live_bits, pack, unpack
+from secateur.core.plan import Plan
 from secateur.core.types import Spec
-from secateur.errors import PlanMismatch
+from secateur.errors import BadTensor, PlanMismatch
 from secateur.stores.memory import MemoryStore
 
 from .optimizers import mask_state
@@ -96,6 +97,7 @@ class Held:
         masked = self._masked({name: self.bits[name] & bits for name, bits in masks.items()})
         for parameter, bits in masked:
             keep_(parameter, bits)
+            _zero_gradient(parameter, bits)
         mask_state(optimizers, masked, self._state_keys)
         self.bits.update(masks)
 
@@ -108,12 +110,16 @@ class Held:
     def zero_gradient(self, name: str, parameter: Tensor) -> None:
         """Writes zeros into a parameter's gradient where its weights are held."""
         bits = self.bits.get(name)
-        if bits is not None and parameter.grad is not None:
-            keep_(parameter.grad, bits)
+        if bits is not None:
+            _zero_gradient(parameter, bits)
 
-    def zero_state(self, optimizers: Sequence[Optimizer]) -> None:
-        """Writes zeros into what optimizers remember of weights that are held."""
-        mask_state(optimizers, self._masked(self.bits), self._state_keys)
+    @torch.no_grad()
+    def zero_rest(self, optimizers: Sequence[Optimizer], gradients: bool) -> None:
+        """Writes zeros into what optimizers remember of weights that are held, and into gradients that are there already."""
+        masked = self._masked(self.bits)
+        mask_state(optimizers, masked, self._state_keys)
+        for parameter, bits in masked if gradients else ():
+            _zero_gradient(parameter, bits)
 
     @torch.no_grad()
     def zero_other(self, store: MemoryStore) -> None:
@@ -133,3 +139,20 @@ class Held:
 
     def _masked(self, masks: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
         return [(p, bits) for name, bits in masks.items() for p in self.parameters[name]]
+
+
+def _zero_gradient(parameter: nn.Parameter | Tensor, bits: Tensor) -> None:
+    if parameter.grad is None:
+        return
+    if parameter.grad.layout is not torch.strided:
+        raise BadTensor(
+            f"the gradient of a pruned tensor of shape {tuple(parameter.shape)} is sparse, and cannot be masked: make it dense "
+            "(nn.Embedding(sparse=False)), or leave the tensor out with ignore=."
+        )
+    keep_(parameter.grad, bits)
+
+
+def emptied(made: Plan, held: Held) -> str:
+    """What to say of tensors that a plan leaves with nothing, and that were not held so before; or nothing."""
+    names = [r.name for r in made.chosen if r.numel and r.prune == r.numel and held.kept(r.spec)]
+    return f"left with nothing: {', '.join(names)}; cap with max_sparsity or min_keep, or leave out" if names else ""

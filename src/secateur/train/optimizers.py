@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,19 @@ def bare(optimizer: Any) -> Optimizer:
 def held_by(optimizer: Optimizer) -> set[int]:
     """Identities of the parameters of an optimizer."""
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def check_holds(optimizer: Optimizer, parameters: Mapping[str, Sequence[nn.Parameter]], all_of: bool) -> None:
+    """Refuses an optimizer that holds none of some parameters, or not all of them."""
+    held = held_by(optimizer)
+    foreign = [name for name, some in parameters.items() if not any(id(p) in held for p in some)]
+    none = len(foreign) == len(parameters)
+    if foreign and (all_of or none):
+        raise BadInput(
+            f"the optimizer ({type(optimizer).__name__}, {len(held)} parameters) holds {'none' if none else 'not all'} of the "
+            f"parameters that are pruned (missing: {', '.join(foreign[:4])}{', …' if len(foreign) > 4 else ''}): make it from "
+            "this model's parameters, after anything that replaces them."
+        )
 
 
 def mixes(optimizer: Optimizer) -> bool:

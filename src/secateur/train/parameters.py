@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
 
 from secateur.core.allocate import prune_count
 from secateur.core.bits import count_kept, live_bits
+from secateur.core.criteria import is_named
+from secateur.core.make import Request, make
+from secateur.core.schedules import AcDc, Schedule, target_of
 from secateur.core.types import Spec
 from secateur.errors import BadInput
+from secateur.stores.base import matches
 from secateur.stores.memory import MemoryStore
 
 
@@ -33,11 +37,35 @@ def trainable(specs: Sequence[Spec], store: MemoryStore) -> list[Spec]:
     return out
 
 
-def check_target(target: float | None, specs: Sequence[Spec], store: MemoryStore) -> None:
-    """Refuses a schedule that ends below what is zero already: pruning gives no weight back."""
+def check_schedule(
+    schedule: Schedule | None,
+    specs: Sequence[Spec],
+    store: MemoryStore,
+    request: Callable[[float], Request],
+    regrow: bool,
+) -> None:
+    """Refuses now what the last value of a schedule would be refused for after hours of training.
+
+    Raises:
+        BadInput: it ends below what is zero already: pruning gives no weight back; AC/DC without ``regrow``.
+        NotDefined, Infeasible: the pattern or the caps do not allow as much.
+    """
+    if isinstance(schedule, AcDc) and not regrow:
+        raise BadInput(f"{schedule!r} has dense phases, in which weights live again: say regrow=True.")
+    target = target_of(schedule)
+    if target is None:
+        return
+    asked = request(target)
+    if not regrow and not isinstance(asked.allocation, Mapping) and not callable(asked.allocation):
+        _check_zeros(target, specs, store)
+    if is_named(asked.criterion):  # a function of the user's may look at what training brings
+        make(specs, store.parts, asked, matches, store.sum)
+
+
+def _check_zeros(target: float, specs: Sequence[Spec], store: MemoryStore) -> None:
     chosen = [s for s in specs if s.skip is None]
     total = sum(s.numel for s in chosen)
-    if target is None or not total:
+    if not total:
         return
     zeros = total - sum(count_kept(live_bits(store.entry(s).tensor)) for s in chosen)
     if zeros > prune_count(total, target):

@@ -16,21 +16,23 @@ from secateur.core.criteria import Criterion
 from secateur.core.make import Request, eligible, make
 from secateur.core.patterns import Channel, Pattern
 from secateur.core.plan import Plan
-from secateur.core.schedules import Schedule, target_of
+from secateur.core.schedules import Schedule
 from secateur.core.spelling import Allocation
 from secateur.core.types import Spec
 from secateur.core.write import write_rows
-from secateur.errors import BadInput, BadTensor, NotDefined, PlanMismatch, SecateurWarning
+from secateur.errors import BadInput, NotDefined, PlanMismatch, SecateurError, SecateurWarning
 from secateur.stores.base import choose, matches
 from secateur.stores.memory import MemoryStore
 
 from .dynamic import Rewiring, check_rewiring, move_masks
-from .held import Held
-from .optimizers import STATE_KEYS, bare, drop_gradients, held_by, mixes, skipped, with_loss
-from .parameters import check_target, trainable
+from .held import Held, emptied
+from .optimizers import STATE_KEYS, bare, check_holds, drop_gradients, mixes, skipped, with_loss
+from .parameters import check_schedule, trainable
+from .state import check_state
 
 PATIENCE = 100
-"""Backward passes without a step after which a loop that steps by hand is warned."""
+"""Backward passes without a step after which a loop is warned."""
+STEP_BY_HAND = "call pruner.step() after optimizer.step(), or give the Pruner the optimizer"
 
 Filter = str | Sequence[str] | None
 
@@ -112,11 +114,12 @@ class Pruner:
         self._store = MemoryStore(model, roles=roles)
         self._specs = trainable(self._choice(include, ignore), self._store)
         self._store.check(self._specs)
-        if rewire is None and not regrow and isinstance(allocation, str):
-            check_target(target_of(schedule), self._specs, self._store)
+        if rewire is None:
+            check_schedule(schedule, self._specs, self._store, self._ask, regrow)
         self._held = Held(model, self._store, STATE_KEYS | set(state_keys))
         self._steps, self._waiting, self._value = 0, 0, 0.0
         self._optimizers: list[Optimizer] = []
+        self._foreign: list[Optimizer] = []
         self._handles: list[Any] = []
         optimizers = optimizer if isinstance(optimizer, list | tuple) else [] if optimizer is None else [optimizer]
         for o in optimizers:
@@ -173,18 +176,22 @@ class Pruner:
         the steps of the first are counted.
 
         Raises:
-            BadInput: it holds none of the pruned parameters (with ``rewire``: not all), or is attached already.
+            BadInput: it holds none of the pruned parameters (with ``rewire``: not all), or is attached already, or the pruner
+                was closed.
             NotDefined: a second one, with ``rewire``.
         """
         inner = bare(optimizer)
+        if not self._handles:
+            raise BadInput("this pruner was closed: make another.")
         if any(inner is o for o in self._optimizers):
             raise BadInput("this optimizer is attached already.")
         self._check_follows(inner, of=len(self._optimizers) + 1)
         self._optimizers.append(inner)
         self._handles.append(inner.register_step_post_hook(self._stepped))
+        self._handles.append(inner.register_load_state_dict_post_hook(self._loaded))
         if self._rewire is not None and self._rewire.by_gradient:
             self._handles.append(inner.register_step_pre_hook(self._before_step))
-        self._held.zero_state([inner])
+        self._held.zero_rest([inner], self._grad_mask)
 
     def hold(self, masks: Mapping[str, Tensor]) -> None:
         """Takes masks as they are, instead of what is zero now: those of a ticket, packed, or bool of a tensor's shape.
@@ -196,7 +203,7 @@ class Pruner:
         along = isinstance(self._pattern, Channel)
         self._held.bits = self._held.checked(masks, None if along else {s.name for s in self._chosen})
         self._held.zero_weights()
-        self._held.zero_state(self._optimizers)
+        self._held.zero_rest(self._optimizers, self._grad_mask)
 
     def step(self) -> None:
         """Call it after every ``optimizer.step()``, where no optimizer was given.
@@ -233,9 +240,16 @@ class Pruner:
         how = self._rewire if self._optimizers else None
         return how if how is not None and how.by_gradient and how.due(self._steps + 1) else None
 
+    def _loaded(self, optimizer: Optimizer) -> None:
+        self._foreign.append(optimizer)
+
     def _stepped(self, optimizer: Optimizer, *_: Any) -> None:
         if skipped(optimizer):
             return
+        if optimizer in self._foreign:  # the masks may have been loaded after it, so this is the first time to look
+            self._foreign.remove(optimizer)
+            self._held.zero_weights()
+            self._held.zero_rest([optimizer], self._grad_mask)
         if optimizer is self._optimizers[0]:
             self._advance(again=not self._grad_mask or any(mixes(o) for o in self._optimizers))
         elif mixes(optimizer) or not self._grad_mask:
@@ -266,8 +280,8 @@ class Pruner:
             return
         try:
             made = self.plan(value)
-        except BadTensor as e:
-            raise BadTensor(f"at step {self._steps}: {e}") from e
+        except SecateurError as e:
+            raise type(e)(f"at step {self._steps}: {e}") from e
         whole = {s.name: s for s in self._store.specs()}
         write_rows(
             made,
@@ -277,8 +291,9 @@ class Pruner:
             self._store.write,
         )
         self._value = value
+        if text := emptied(made, self._held):
+            warnings.warn(f"at step {self._steps}: {text}", SecateurWarning, stacklevel=2)
         self._hold_zeros(self._followers(made))
-        self._held.zero_state(self._optimizers)
 
     def _followers(self, made: Plan) -> list[str]:
         if not isinstance(made.pattern, Channel):
@@ -287,6 +302,7 @@ class Pruner:
 
     def _hold_zeros(self, followers: Sequence[str] = ()) -> None:
         self._held.take_zeros((*self._chosen, *(self._held.spec(n) for n in followers)), pruned=self._value > 0)
+        self._held.zero_rest(self._optimizers, self._grad_mask)
 
     def _hook_gradients(self) -> None:
         for name, parameters in self._held.parameters.items():
@@ -299,7 +315,7 @@ class Pruner:
         first = name == self._chosen[0].name
 
         def mask(parameter: Tensor) -> None:
-            if first and not self._optimizers and self._schedule is not None:
+            if first and self._schedule is not None:
                 self._wait()
             if self._grad_mask and self._grows_by_gradient() is None:
                 self._held.zero_gradient(name, parameter)
@@ -310,8 +326,9 @@ class Pruner:
         self._waiting += 1
         if self._waiting == PATIENCE:
             warnings.warn(
-                f"{PATIENCE} backward passes and no step: call pruner.step() after optimizer.step(), or give the Pruner "
-                "the optimizer. Until then nothing more is pruned.",
+                f"{PATIENCE} backward passes and no step: "
+                f"{'attach the optimizer whose steps are made' if self._optimizers else STEP_BY_HAND}. Until then nothing "
+                "more is pruned.",
                 SecateurWarning,
                 stacklevel=2,
             )
@@ -332,15 +349,7 @@ class Pruner:
         """Refuses an optimizer, one of so many, whose steps cannot be followed."""
         if self._rewire is not None and of > 1:
             raise NotDefined("rewire is not defined with several optimizers, whose steps are not one: give it one.")
-        held = held_by(optimizer)
-        foreign = [s.name for s in self._chosen if not any(id(p) in held for p in self._held.parameters[s.name])]
-        if foreign and (self._rewire is not None or len(foreign) == len(self._chosen)):
-            raise BadInput(
-                f"the optimizer ({type(optimizer).__name__}, {len(held)} parameters) holds "
-                f"{'none' if len(foreign) == len(self._chosen) else 'not all'} of the parameters that are pruned (missing: "
-                f"{', '.join(foreign[:4])}{', …' if len(foreign) > 4 else ''}): make it from this model's parameters, after "
-                "anything that replaces them."
-            )
+        check_holds(optimizer, {s.name: self._held.parameters[s.name] for s in self._chosen}, self._rewire is not None)
 
     # State
 
@@ -351,6 +360,7 @@ class Pruner:
             "steps": self._steps,
             "value": self._value,
             "shapes": {s.name: tuple(s.shape) for s in self._chosen},
+            "held": sorted(self._held.bits),
             "masks": {name: bits.clone() for name, bits in self._held.bits.items()},
         }
 
@@ -359,17 +369,10 @@ class Pruner:
 
         Raises:
             BadInput: not such a state.
-            PlanMismatch: it is of other tensors than those that are pruned here, or of other shapes. Nothing is touched.
+            PlanMismatch: it is of other tensors than those that are pruned here, or of other shapes, or a mask is missing.
+                Nothing is touched.
         """
-        if not isinstance(state, Mapping) or state.get("version") != 1:
-            raise BadInput("this is not the state of a Pruner (version 1).")
-        mine, theirs = {s.name: tuple(s.shape) for s in self._chosen}, state["shapes"]
-        if mine != theirs:
-            odd = sorted({*mine, *theirs} - {n for n in mine if mine[n] == theirs.get(n)})
-            told = "; ".join(
-                f"{n}: {theirs.get(n, 'missing')} in the state, {mine.get(n, 'missing')} here" for n in odd[:6]
-            )
-            raise PlanMismatch(f"the state is of another model or another choice of tensors: {told}.")
+        check_state(state, {s.name: tuple(s.shape) for s in self._chosen})
         if self._rewire is not None and state["value"] != self._value:
             raise PlanMismatch(
                 f"the state is of sparsity {state['value']}, which rewire keeps constant at {self._value} here."
@@ -378,21 +381,19 @@ class Pruner:
         self._steps, self._value, self._waiting = state["steps"], state["value"], 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
-        """A pruner of the copied model and optimizers, where they are copied along; hooks of its own."""
+        """A pruner of the copied model and its optimizers, whichever is copied first; hooks of its own."""
         model = copy.deepcopy(self._model, memo)
         other = object.__new__(Pruner)
         memo[id(self)] = other
-        skipped = ("_model", "_store", "_specs", "_held", "_optimizers", "_handles")
+        skipped = ("_model", "_store", "_specs", "_held", "_optimizers", "_foreign", "_handles")
         for name, value in self.__dict__.items():
             if name not in skipped:
                 setattr(other, name, copy.deepcopy(value, memo))
         other._model, other._store = model, MemoryStore(model, roles=self._roles)
         other._specs = self._specs
         other._held = self._held.over(model, other._store)
-        other._optimizers, other._handles = [], []
+        other._optimizers, other._foreign, other._handles = [], [], []
         other._hook_gradients()
         for o in self._optimizers:
-            copied = memo.get(id(o))
-            if copied is not None:
-                other.attach(copied)
+            other.attach(copy.deepcopy(o, memo))
         return other

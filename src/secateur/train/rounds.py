@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -30,7 +32,7 @@ class Round:
         asked: the sparsity asked for, of the chosen weights.
         sparsity: the sparsity found after training.
         metrics: what the user's ``evaluate`` returned.
-        how: what was done: rewinding, control, steps trained.
+        how: what was done: rewinding, control, the updates that were asked for (``steps``) and counted (``made``).
         controls: what was trained beside this round, by its name.
     """
 
@@ -48,11 +50,11 @@ class Round:
         Raises:
             PlanMismatch: the model has other tensors.
         """
-        load_state(model, load_file(self.folder / WEIGHTS))
+        load_state(model, read_tensors(self.folder / WEIGHTS))
 
     def masks(self) -> dict[str, Tensor]:
         """The packed keep-masks, one bit a weight, by name; `secateur.Pruner` takes them with `Pruner.hold`."""
-        return load_file(self.folder / "masks.safetensors")
+        return read_tensors(self.folder / "masks.safetensors")
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -67,14 +69,18 @@ def read_rounds(folder: str | os.PathLike[str]) -> list[Round]:
     """The finished rounds in a run's folder, in order.
 
     Raises:
-        BadInput: no such folder.
+        BadInput: no such folder; a round that is broken, or is missing between others.
     """
     root = Path(folder)
     if not root.is_dir():
         raise BadInput(f"{root} is not the folder of a run.")
-    found = []
-    for path in sorted(root.glob("round-*")):
+    found: list[Round] = []
+    for path in sorted(root.glob("round-*"), key=lambda p: int(p.name.removeprefix("round-"))):  # 100 comes after 99
         made = _read(path)
+        if made.number != len(found):
+            raise BadInput(
+                f"{root} has a {path.name}, and no round {len(found)} before it: put that back, or begin anew."
+            )
         beside = sorted(root.glob(f"control-{path.name.removeprefix('round-')}-*"))
         made.controls.update({p.name.split("-", 2)[2]: _read(p) for p in beside})
         found.append(made)
@@ -82,7 +88,30 @@ def read_rounds(folder: str | os.PathLike[str]) -> list[Round]:
 
 
 def _read(path: Path) -> Round:
-    return Round(path, **json.loads((path / "round.json").read_text("utf-8")))
+    facts = _json(path / "round.json")
+    known = {f.name for f in fields(Round)} - {"folder", "controls"}
+    if not isinstance(facts, dict) or {*facts} != known:
+        raise BadInput(f"{path / 'round.json'} is not of this version: it should have {', '.join(sorted(known))}.")
+    return Round(path, **facts)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as e:
+        raise BadInput(f"{path} cannot be read: {e}. Put it back, or begin in another folder.") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of an artefact.
+
+    Raises:
+        BadInput: the file is gone, or broken.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise BadInput(f"{path} cannot be read: {e}. Put it back, or begin in another folder.") from None
 
 
 @contextmanager
@@ -108,13 +137,23 @@ def write_round(root: Path, made: Round, model: nn.Module, masks: Mapping[str, T
 
 def write_snapshot(path: Path, state: dict[str, Any]) -> None:
     """Puts what a run may be rewound to on disk, whole."""
-    with staged(path, True, 0) as stage, stage.open("wb") as f:
-        torch.save(state, f)
+    with staged(path, True, 0) as stage:
+        torch.save(state, stage)
+        try:
+            torch.load(stage, weights_only=True, mmap=True)
+        except UnpicklingError:
+            raise BadInput(
+                "the state of the optimizer, the scheduler or the model holds objects other than tensors and Python's own "
+                "numbers, strings, lists and dicts (numpy numbers, as in lr=np.float64(0.1)?): a run could not be taken up."
+            ) from None
 
 
 def read_snapshot(path: Path) -> dict[str, Any]:
     """What `write_snapshot` wrote."""
-    found: dict[str, Any] = torch.load(path, weights_only=True)
+    try:
+        found: dict[str, Any] = torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as e:
+        raise BadInput(f"{path} cannot be read: {str(e).splitlines()[0]}") from None
     return found
 
 
@@ -148,7 +187,7 @@ def _same_settings(path: Path, settings: dict[str, Any]) -> None:
         with staged(path, False, len(text)) as stage:
             stage.write_text(text, "utf-8")
         return
-    before = json.loads(path.read_text("utf-8"))
+    before = _json(path)
     if before != settings:
         odd = [k for k in {*before, *settings} if before.get(k) != settings.get(k)]
         told = "; ".join(f"{k}: {before.get(k)!r} then, {settings.get(k)!r} now" for k in sorted(odd))
