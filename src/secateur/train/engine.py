@@ -261,7 +261,7 @@ class Engine:
         if self._rewinds_weights:
             set_random(read_snapshot(self._snapshot(self.first))["random"])
         else:
-            torch.manual_seed(self.settings.seed * 2003 + number)
+            seed_random(self.settings.seed * 2003 + number)
 
     def _finish(
         self, number: int, asked: float, masks: Mapping[str, Tensor], how: dict[str, Any], sparsity: float = 0.0
@@ -278,6 +278,13 @@ class Engine:
 def _up_and_down(step: int, steps: int) -> float:
     up = max(1, round(WARM_UP * steps))
     return (step + 1) / up if step < up else max(0.0, (steps - step) / max(1, steps - up))
+
+
+def seed_random(seed: int) -> None:
+    """Seeds every generator that training may draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % (1 << 32))
+    random.seed(seed)
 
 
 def get_random() -> dict[str, Any]:
