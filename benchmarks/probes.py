@@ -1,4 +1,4 @@
-"""Six questions to two tools, answered live: what happens to a model that is pruned by secateur and by torch itself.
+"""Questions to two tools, answered live: what happens to a model that is pruned by secateur and by torch itself.
 
 ``python -m benchmarks probes`` prints the table; ``--docs`` also writes it to ``docs/probes.md``.
 """
@@ -11,7 +11,6 @@ import pickle
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,10 @@ from torch import Tensor, nn
 
 from benchmarks import child, machine
 from benchmarks.result import Result, Table
-from benchmarks.tools import TOOLS, NotOffered, Tool, sparsity_of, zeros_of
+from benchmarks.tools import TOOLS, Answer, NotOffered, Tool, sparsity_of, zeros_of
+from benchmarks.training_probes import TRAINING_PROBES
 
 PAGE = Path(__file__).parents[1] / "docs" / "probes.md"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Whether a tool does what a probe asks, and what was seen."""
-
-    passed: bool
-    seen: str
-
-    def __str__(self) -> str:
-        return f"{'yes' if self.passed else 'no'}: {self.seen}"
 
 
 def twice(tool: Tool) -> Answer:
@@ -90,7 +79,7 @@ class Tied(nn.Module):
 def tied(tool: Tool) -> Answer:
     """P4. A head tied to an embedding is pruned with it, once, and is still tied."""
     model = Tied()
-    tool.prune_named(model, "head", 0.5)
+    tool.prune_named(model, "head.weight", 0.5)
     head, words = sparsity_of(model.head.weight), sparsity_of(model.words.weight)
     together = model.head.weight is model.words.weight
     seen = f"head {head:g}, embedding {words:g}, {'still' if together else 'no longer'} one tensor"
@@ -164,14 +153,15 @@ def _groups_that_hold(dense: Tensor, saved: Tensor) -> tuple[int, int]:
     return good, len(before)
 
 
-PROBES: dict[str, Callable[[Tool], Answer]] = {
+_ONE_SHOT: dict[str, Callable[[Tool], Answer]] = {
     "P1": twice, "P2": round_trips, "P4": tied, "P7": exact, "P8": pooled, "P11": two_of_four,
 }  # fmt: skip
+PROBES = dict(sorted({**_ONE_SHOT, **TRAINING_PROBES}.items(), key=lambda probe: int(probe[0][1:])))
 
 
 def question(probe: Callable[..., Any]) -> str:
     """What a probe asks, from its docstring, without its number."""
-    return (probe.__doc__ or "").partition(". ")[2].strip()
+    return " ".join((probe.__doc__ or "").partition(". ")[2].split())
 
 
 def run(full: bool) -> Result:
@@ -179,7 +169,7 @@ def run(full: bool) -> Result:
     before = machine.load()
     torch.manual_seed(0)
     rows = [(name, question(probe), *(str(probe(tool)) for tool in TOOLS.values())) for name, probe in PROBES.items()]
-    table = Table("Six probes", ("<", "<asked", *(f"<{name}" for name in TOOLS)), rows)
+    table = Table(f"{len(PROBES)} probes", ("<", "<asked", *(f"<{name}" for name in TOOLS)), rows)
     return Result("probes", "python -m benchmarks probes --docs", machine.machine(before), [table])
 
 
@@ -189,11 +179,11 @@ def write_page(result: Result) -> None:
 
 
 _PAGE = """\
-# Six probes
+# Probes
 
-What happens to a model that is pruned, asked of secateur and of `torch.nn.utils.prune` in the same words
-(`benchmarks/probes.py`). "yes" means that the tool does what is asked; what follows is what was seen. This page is written by the
-command below; a test runs secateur's side again, P8 with fewer weights.
+What happens to a model that is pruned and trained, asked of secateur and of `torch.nn.utils.prune` in the same words
+(`benchmarks/probes.py`, `benchmarks/training_probes.py`). "yes" means that the tool does what is asked; what follows is what
+was seen. This page is written by the command below; a test runs secateur's side again, P8 with fewer weights.
 
 {found}
 
@@ -204,10 +194,18 @@ What the numbers leave out:
 - P2: `torch.nn.utils.prune` stores `weight_orig` and `weight_mask` and computes `weight`; `torch.nn.utils.prune.remove` makes
   plain parameters of them, and `secateur.from_torch_prune` does so for a whole model. secateur writes zeros into the parameter
   that is there.
+- P3: both hold the zeros. `torch.nn.utils.prune` leaves what the optimizer remembered of the weights at the moment of
+  pruning, and the weight decay of SGD adds to it. With either tool nothing holds the zeros afterwards: the next step of an
+  ordinary loop moves them, unless `secateur.Pruner(model, optimizer)` holds them again.
 - P4: an output head that is tied to an embedding is skipped by default, as every head and embedding is; here it is named in full.
   With `torch.nn.utils.prune` the parameter (`weight_orig`) stays shared, but the mask is the head's alone: the embedding
   is used whole, and what the two modules use is no longer one tensor.
+- P5: `torch.nn.utils.prune` computes the weight of `out_proj` in a hook before that module's own forward pass, which
+  `nn.MultiheadAttention` does not call.
+- P6: neither gives a stale result.
 - P7: both are exact.
+- P10: both are exact. The loop over `torch.nn.utils.prune` is written by hand (`benchmarks/tools.py`); its optimizer has to
+  be made before the masks, since afterwards the parameters come in another order, by which an optimizer's state is loaded.
 - P11: with `torch.nn.utils.prune` a 2:4 mask can be made by hand and given to `custom_from_mask`.
 """
 

@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
+from torch.optim import Optimizer
 
 import secateur
+
+Schedule = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether a tool does what a probe asks, and what was seen."""
+
+    passed: bool
+    seen: str
+
+    def __str__(self) -> str:
+        return f"{'yes' if self.passed else 'no'}: {self.seen}"
 
 
 class NotOffered(Exception):
     """A tool has no way to do what a probe asks."""
+
+
+class Gradual(Protocol):
+    """A network that is pruned more and more while it trains."""
+
+    def stepped(self, step: int) -> None:
+        """Called after every step of the optimizer; ``step`` counts from 1."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """All that goes into a checkpoint."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes up a checkpoint, in a process that has just begun."""
+        ...
 
 
 class Tool(Protocol):
@@ -31,8 +62,16 @@ class Tool(Protocol):
         """Prunes the weights of several layers as one pool."""
         ...
 
-    def prune_named(self, model: nn.Module, path: str, sparsity: float) -> None:
-        """Prunes the weight of one module of a model, and what is tied to it."""
+    def prune_named(self, model: nn.Module, name: str, sparsity: float) -> None:
+        """Prunes one parameter of a model, and what is tied to it."""
+        ...
+
+    def hold(self, model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
+        """Holds the zeros of a pruned model while it trains; what it returns leaves a plain model behind."""
+        ...
+
+    def gradual(self, model: nn.Module, optimizer: Optimizer, schedule: Schedule) -> Gradual:
+        """Prunes the linear layers, each by itself, as a schedule says."""
         ...
 
     def two_of_four(self, model: nn.Module, out: Path) -> None:
@@ -53,15 +92,43 @@ class Secateur:
         """See `Tool`."""
         secateur.prune(nn.ModuleList(layers), sparsity)
 
-    def prune_named(self, model: nn.Module, path: str, sparsity: float) -> None:
+    def prune_named(self, model: nn.Module, name: str, sparsity: float) -> None:
         """See `Tool`."""
-        secateur.prune(model, sparsity, include=f"{path}.weight")
+        secateur.prune(model, sparsity, include=name)
+
+    def hold(self, model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
+        """See `Tool`."""
+        return secateur.Pruner(model, optimizer).close
+
+    def gradual(self, model: nn.Module, optimizer: Optimizer, schedule: Schedule) -> Gradual:
+        """See `Tool`."""
+        return _OurGradual(model, optimizer, schedule)
 
     def two_of_four(self, model: nn.Module, out: Path) -> None:
         """See `Tool`."""
         dense = out.with_name(f"dense-{out.name}")
         save_file(model.state_dict(), dense)
         secateur.prune(dense, pattern="2:4", out=out)
+
+
+class _OurGradual:
+    """A `secateur.Pruner`, whose hook counts the steps."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, schedule: Schedule) -> None:
+        pruner = secateur.Pruner(model, optimizer, schedule, allocation="uniform")
+        self._parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "pruner": pruner}
+
+    def stepped(self, step: int) -> None:
+        """See `Gradual`."""
+
+    def state(self) -> dict[str, Any]:
+        """See `Gradual`."""
+        return {name: part.state_dict() for name, part in self._parts.items()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See `Gradual`."""
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
 
 
 class TorchPrune:
@@ -77,14 +144,57 @@ class TorchPrune:
         """See `Tool`."""
         torch_prune.global_unstructured([(m, "weight") for m in layers], torch_prune.L1Unstructured, amount=sparsity)
 
-    def prune_named(self, model: nn.Module, path: str, sparsity: float) -> None:
+    def prune_named(self, model: nn.Module, name: str, sparsity: float) -> None:
         """See `Tool`."""
-        self.prune(model.get_submodule(path), sparsity)
+        path, _, leaf = name.rpartition(".")
+        torch_prune.l1_unstructured(model.get_submodule(path), leaf, amount=sparsity)
+
+    def hold(self, model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
+        """See `Tool`: its masks are in the model and hold from the moment they are there."""
+
+        def finish() -> None:
+            for module in model.modules():
+                for name in [n.removesuffix("_orig") for n in module._parameters if n.endswith("_orig")]:
+                    torch_prune.remove(module, name)
+
+        return finish
+
+    def gradual(self, model: nn.Module, optimizer: Optimizer, schedule: Schedule) -> Gradual:
+        """See `Tool`."""
+        return _TorchGradual(model, optimizer, schedule)
 
     def two_of_four(self, model: nn.Module, out: Path) -> None:
         """See `Tool`: there is none among its methods."""
         methods = sorted(k.__name__ for k in vars(torch_prune).values() if _is_method(k))
         raise NotOffered(f"no N:M among its methods ({', '.join(methods)})")
+
+
+class _TorchGradual:
+    """A loop over `torch.nn.utils.prune`. Its amounts are of what is left; counts say the same and round once."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, schedule: Schedule) -> None:
+        self._model, self._optimizer, self._schedule = model, optimizer, schedule
+        self._layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+
+    def stepped(self, step: int) -> None:
+        """See `Gradual`."""
+        if self._schedule(step) == self._schedule(step - 1):
+            return
+        for layer in self._layers:
+            gone = int((layer.weight_mask == 0).sum()) if hasattr(layer, "weight_mask") else 0
+            amount = round(self._schedule(step) * layer.weight.numel()) - gone
+            torch_prune.l1_unstructured(layer, "weight", amount=amount)
+
+    def state(self) -> dict[str, Any]:
+        """See `Gradual`."""
+        return {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See `Gradual`: masks of ones make the names that a masked `state_dict` has."""
+        for layer in self._layers:
+            torch_prune.identity(layer, "weight")
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
 
 
 def _is_method(value: object) -> bool:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from benchmarks import probes
-from benchmarks.tools import TOOLS, Tool
+from benchmarks.tools import TOOLS, Gradual, Tool
 
 OURS, TORCHS = TOOLS.values()
 SMALL: dict[str, Callable[[Tool], probes.Answer]] = {**probes.PROBES, "P8": partial(probes.pooled, weights=4_000_000)}
@@ -28,6 +30,30 @@ def test_a_probe_can_fail() -> None:
     assert not probes.tied(TORCHS).passed
     assert not probes.round_trips(TORCHS).passed
     assert not probes.two_of_four(TORCHS).passed
+    for name in ("P3", "P5", "P6"):
+        assert not probes.PROBES[name](TORCHS).passed, name
+
+
+class Unheld(type(OURS)):  # type: ignore[misc]
+    """Prunes, and lets go."""
+
+    def hold(self, model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
+        return lambda: None
+
+
+class Forgetful(type(OURS)):  # type: ignore[misc]
+    """Takes up the model and the optimizer, and begins the schedule again."""
+
+    def gradual(self, model: nn.Module, optimizer: Optimizer, schedule: Callable[[int], float]) -> Gradual:
+        made = super().gradual(model, optimizer, schedule)
+        del made._parts["pruner"]
+        return made
+
+
+def test_zeros_that_are_let_go_and_checkpoints_that_lack_something_are_seen() -> None:
+    assert str(probes.PROBES["P3"](Unheld())).startswith("no: AdamW: of 1,024 pruned weights 1,024 not zero")
+    assert not probes.PROBES["P5"](Unheld()).passed
+    assert not probes.PROBES["P10"](Forgetful()).passed
 
 
 def test_a_wrong_group_is_seen() -> None:

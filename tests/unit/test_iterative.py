@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 import secateur
 from secateur.core.bits import unpack
 from secateur.errors import BadInput, BadTensor, PlanMismatch
+from secateur.stores.staging import staged
 from secateur.train.engine import Run
 from secateur.train.rounds import Round, locked, read_rounds
 
@@ -142,6 +145,10 @@ def test_controls_stand_beside_every_round(tmp_path: Path, rewind: Any) -> None:
     found = run(tmp_path / "both", controls=["reinit", "random"], rewind=rewind, rounds=2)
     alone = run(tmp_path / "alone", rewind=rewind, rounds=2)
     assert found[0].controls == {} and read_rounds(tmp_path / "both") == found
+    read = run(tmp_path / "both", controls=["reinit", "random"], rewind=rewind, rounds=2)
+    assert [list(r.controls) for r in read] == [[], ["reinit", "random"], ["reinit", "random"]], (
+        "in the order asked for"
+    )
     for with_controls, ticket in zip(found[1:], alone[1:], strict=True):
         assert all(torch.equal(t, weights(ticket)[n]) for n, t in weights(with_controls).items()), (
             "controls change nothing"
@@ -200,6 +207,20 @@ def test_a_run_is_taken_up_with_the_same_result(tmp_path: Path, rewind: Any, num
     other = nn.Sequential(*(net().children()))
     run(tmp_path / "cut", other, train=stop_in_round(99), **plain)
     assert files(tmp_path / "whole") == files(tmp_path / "cut")
+
+
+def test_what_a_killed_run_staged_is_removed(tmp_path: Path) -> None:
+    with staged(tmp_path / "x.pt", False, 0) as stage:
+        stage.write_text("")
+        live = stage.name
+    assert (tmp_path / "x.pt").exists()
+    (gone := subprocess.Popen(["true"])).wait()
+    dead = [tmp_path / name.replace(f"-{os.getpid()}-", f"-{gone.pid}-") for name in (live, f"round/{live}")]
+    (tmp_path / "round").mkdir()
+    for path in (*dead, tmp_path / live):
+        path.write_text("")
+    with locked(tmp_path, {}):
+        assert not any(path.exists() for path in dead) and (tmp_path / live).exists()
 
 
 def test_tickets_can_be_listed_loaded_and_trained(tmp_path: Path) -> None:

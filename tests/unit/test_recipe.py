@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +19,13 @@ from secateur.core import schedules
 from secateur.errors import BadInput
 from secateur.recipe.load import check, in_form, parse, read, with_settings
 from secateur.recipe.run import Cell, run
-from secateur.recipe.training import Trainer, accuracy
+from secateur.recipe.training import Trainer, accuracy, log
 from secateur.train.engine import Run as Stretch
 from tests.guard.source import ROOT
 from tests.unit.conftest import Run
 
 HERE = "tests.unit.test_recipe"
+pytestmark = pytest.mark.filterwarnings("ignore:.*left with nothing")  # the networks are tiny
 TEXT = f"""
 name: tiny
 folder: runs/tiny
@@ -119,9 +121,12 @@ def test_every_method_reaches_every_sparsity(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert all(0 <= c.metrics["accuracy"] <= 100 for c in cells)
     assert json.loads((tmp_path / "r" / "results.json").read_text()) == [vars(c) for c in cells]
-    (log,) = (tmp_path / "r" / "seed-3").glob("gradual/0.75.jsonl")
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    (path,) = (tmp_path / "r" / "seed-3").glob("gradual/0.75.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 13)) and lines[-1]["asked"] == lines[-1]["found"] == 0.75
+    emptied = {(c.method, c.asked) for c in cells if 1.0 in c.layers.values()}
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert emptied and all(f"{method} at {asked:g} left nothing of 2.weight" in page for method, asked in emptied)
     assert cells[-1].layers.keys() == {"0.weight", "2.weight"} and cells[0].layers["0.weight"] == 0.0
 
 
@@ -154,6 +159,26 @@ def test_a_run_is_taken_up_with_the_same_bytes(after: int, tmp_path: Path, monke
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
     monkeypatch.setattr(Trainer, "fit", lambda *a: pytest.fail("trains again"))
     assert run(recipe(tmp_path / "cut", *settings)) == whole
+
+
+def test_a_cell_is_the_same_whether_or_not_its_dense_network_was_trained_just_before(tmp_path: Path) -> None:
+    way = "{prune: {}, finetune: {epochs: 1}, train: {epochs: 1}}"
+    asked = recipe(tmp_path / "r", "seeds=[0]", f"model='{HERE}:dropping'", f"methods={{own: {way}}}")
+    whole = run(asked)
+    before = files(tmp_path / "r")
+    shutil.rmtree(tmp_path / "r" / "seed-0" / "own" / "0.5")
+    assert run(asked) == whole and files(tmp_path / "r") == before
+
+
+def test_a_log_is_cut_where_it_lies(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    with log(path, 2) as lines:
+        lines.write('{"step": 3, "again": true}\n')
+        assert path.read_text() == '{"step": 1}\n{"step": 2}\n', "what was kept is in the file at any moment"
+    assert path.read_text().splitlines()[2:] == ['{"step": 3, "again": true}']
+    with log(path, 0):
+        assert path.read_text() == ""
 
 
 @pytest.mark.parametrize(("change", "text"), [

@@ -33,9 +33,20 @@ def page(recipe: Recipe, root: Path, cells: Sequence[Cell], seconds: float) -> s
     methods = list(dict.fromkeys(c.method for c in cells))
     return render(RunFacts(
         name=recipe.name, about=recipe.about, recipe=yaml.safe_dump(shown, sort_keys=False, width=100),
-        cells=cells, logs=list(_logs(root, methods)), facts=_facts(root, seconds), notes=[OWN_LOOP.format(n) for n in own],
+        cells=cells, logs=list(_logs(root, methods)), facts=_facts(root, seconds), notes=[*(OWN_LOOP.format(n) for n in own), *_emptied(cells)],
         percent=["accuracy"] if recipe.evaluate is None else (),
     ))  # fmt: skip
+
+
+def _emptied(cells: Sequence[Cell]) -> Iterator[str]:
+    """What is to be said of layers that were left with nothing."""
+    found: dict[tuple[str, float], set[str]] = {}
+    for c in cells:
+        empty = {name for name, sparsity in c.layers.items() if sparsity == 1.0}
+        if empty and c.asked:
+            found.setdefault((c.method, c.asked), set()).update(empty)
+    for (method, asked), names in found.items():
+        yield f"{method} at {asked:.4g} left nothing of {', '.join(sorted(names))}: cap such layers with max_sparsity or min_keep."
 
 
 def _facts(root: Path, seconds: float) -> dict[str, str]:

@@ -20,6 +20,7 @@ from secateur.core import schedules
 from secateur.report.run_facts import Cell
 from secateur.stores.staging import staged
 from secateur.train.engine import Run
+from secateur.train.randomness import seed_all
 from secateur.train.rounds import WEIGHTS, Round, artefact, load_state, locked, read_rounds
 
 from .page import page
@@ -101,7 +102,7 @@ class _Seed:
 
     def model(self) -> nn.Module:
         """The network as the seed initialises it."""
-        torch.manual_seed(self.seed)
+        seed_all(self.seed)
         built: nn.Module = resolve(self.recipe.model)()
         return built.to(self.device)
 
@@ -166,12 +167,13 @@ class _Seed:
 
     def _dense(self, name: str, method: Method) -> nn.Module:
         """The trained dense network a method begins with: the recipe's, or one of the method's own training."""
-        model = self.model()
         folder = self.root / "dense" / "0" if method.train is None else self.root / name / "dense"
         if not folder.exists():
+            model = self.model()
             self.trainer.train(model, method.train or self.recipe.train, folder)
             with artefact(folder, model):
                 pass
+        model = self.model()  # which seeds what is drawn from now on: alike, whether or not it was trained just now
         load_state(model, load_file(folder / WEIGHTS))
         return model
 

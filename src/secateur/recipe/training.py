@@ -242,11 +242,19 @@ def _take_up(kept: Path, parts: list[Any]) -> int:
 
 @contextmanager
 def log(path: Path, first: int) -> Iterator[Any]:
-    """A log that holds the lines up to step ``first``, and gets more."""
-    lines = path.read_text("utf-8").splitlines(keepends=True) if first and path.exists() else []
-    before = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= first]
-    with path.open("w", encoding="utf-8") as out:
-        out.writelines(before)
+    """A log that holds the lines up to step ``first``, and gets more.
+
+    It is cut where it lies: lines that were written anew would be lost to a run that is killed before they reach the file.
+    """
+    with path.open("a+b") as old:
+        old.seek(0)
+        size = 0
+        for line in old:
+            if not line.endswith(b"}\n") or json.loads(line)["step"] > first:
+                break
+            size += len(line)
+        old.truncate(size)
+    with path.open("a", encoding="utf-8") as out:
         yield out
 
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def staged(out: Path, overwrite: bool, need: int) -> Iterator[Path]:
     if not out.parent.is_dir():
         raise BadInput(f"the folder {out.parent} does not exist; make it first.")
     _refuse_foreign(out)
-    _remove_stale(out)
+    _remove_stale(out.parent.iterdir(), out.name)
     free = shutil.disk_usage(out.parent).free
     if free < need + _MARGIN:
         raise BadInput(f"{out.parent} has {free} bytes free, and the result needs {need}.")
@@ -75,12 +75,18 @@ def _home() -> str:
     return f"{zlib.crc32(f'{platform.node()} {uuid.getnode()} {space}'.encode()):08x}"
 
 
-def _remove_stale(out: Path) -> None:
-    """Removes stages of processes that are gone. One of another machine cannot be told from a live one, and stays."""
-    ours = re.compile(rf"\.{re.escape(out.name)}\.partial-{_home()}-([1-9]\d{{0,9}})-[0-9a-f]{{8}}")
-    for path in out.parent.iterdir():
+def clear(folder: Path) -> None:
+    """Removes what killed runs of this machine staged in a folder, for any output and however deep."""
+    _remove_stale(folder.rglob(".*.partial-*"))
+
+
+def _remove_stale(paths: Iterable[Path], name: str | None = None) -> None:
+    """Removes stages, of one output or of all, of processes that are gone. One of another machine cannot be told from a
+    live one, and stays."""
+    ours = re.compile(rf"\.(.+)\.partial-{_home()}-([1-9]\d{{0,9}})-[0-9a-f]{{8}}")
+    for path in list(paths):
         found = ours.fullmatch(path.name)
-        if found and _is_gone(int(found[1])):
+        if found and name in (None, found[1]) and _is_gone(int(found[2])):
             with suppress(OSError):  # another run may remove it at the same time
                 _remove(path)
 

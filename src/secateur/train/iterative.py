@@ -120,11 +120,11 @@ def iterate(
 
 
 def _beside(engine: Engine, done: Sequence[Round], asked: Sequence[Asked]) -> None:
-    """Trains the controls that are not there yet."""
+    """Trains the controls that are not there yet; they then stand in the order asked for, also those that were read."""
     for made in done[1:]:
         for kind in engine.settings.controls:
-            if kind not in made.controls:
-                made.controls[kind] = engine.control(kind, made, asked[made.number - 1], done[0])
+            there = made.controls.pop(kind, None)
+            made.controls[kind] = there or engine.control(kind, made, asked[made.number - 1], done[0])
 
 
 def _given(sparsities: Sequence[float]) -> list[Asked]:

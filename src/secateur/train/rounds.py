@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur.errors import BadInput, PlanMismatch
-from secateur.stores.staging import staged
+from secateur.stores.staging import clear, staged
 
 WEIGHTS = "weights.safetensors"
 
@@ -159,7 +159,7 @@ def read_snapshot(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def locked(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Holds a run's folder; makes it if it is not there.
+    """Holds a run's folder; makes it if it is not there, and removes what runs that were killed staged in it.
 
     Raises:
         BadInput: it cannot be written, another run holds it, or it belongs to a run with other settings.
@@ -175,6 +175,7 @@ def locked(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     except OSError as e:
         raise BadInput(f"the run folder {folder} cannot be written: {e}.") from None
     try:
+        clear(folder)
         _same_settings(folder / "run.json", json.loads(json.dumps(dict(settings))))
         yield
     finally:
