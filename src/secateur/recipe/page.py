@@ -31,9 +31,10 @@ def page(recipe: Recipe, root: Path, cells: Sequence[Cell], seconds: float) -> s
     shown = recipe.model_dump(mode="json", exclude_defaults=True)
     own = [n for n, m in recipe.methods.items() if m.iterate is not None and (m.train or recipe.train).loop is not None]
     methods = list(dict.fromkeys(c.method for c in cells))
+    notes = [*(OWN_LOOP.format(n) for n in own), *_emptied(cells)]
     return render(RunFacts(
         name=recipe.name, about=recipe.about, recipe=yaml.safe_dump(shown, sort_keys=False, width=100),
-        cells=cells, logs=list(_logs(root, methods)), facts=_facts(root, seconds), notes=[*(OWN_LOOP.format(n) for n in own), *_emptied(cells)],
+        cells=cells, logs=list(_logs(root, methods)), facts=_facts(root, seconds), notes=notes,
         percent=["accuracy"] if recipe.evaluate is None else (),
     ))  # fmt: skip
 
@@ -46,7 +47,8 @@ def _emptied(cells: Sequence[Cell]) -> Iterator[str]:
         if empty and c.asked:
             found.setdefault((c.method, c.asked), set()).update(empty)
     for (method, asked), names in found.items():
-        yield f"{method} at {asked:.4g} left nothing of {', '.join(sorted(names))}: cap such layers with max_sparsity or min_keep."
+        empty = ", ".join(sorted(names))
+        yield f"{method} at {asked:.4g} left nothing of {empty}: cap such layers with max_sparsity or min_keep."
 
 
 def _facts(root: Path, seconds: float) -> dict[str, str]:
