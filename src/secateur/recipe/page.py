@@ -47,8 +47,8 @@ def _emptied(cells: Sequence[Cell]) -> Iterator[str]:
         if empty and c.asked:
             found.setdefault((c.method, c.asked), set()).update(empty)
     for (method, asked), names in found.items():
-        empty = ", ".join(sorted(names))
-        yield f"{method} at {asked:.4g} left nothing of {empty}: cap such layers with max_sparsity or min_keep."
+        told = ", ".join(sorted(names))
+        yield f"{method} at {asked:.4g} left nothing of {told}: cap such layers with max_sparsity or min_keep."
 
 
 def _facts(root: Path, seconds: float) -> dict[str, str]:

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -46,7 +47,7 @@ def run(recipe: Recipe, progress: Progress = quiet, say: Callable[[str], None] =
     """
     _check_calls(recipe)
     root, started = Path(recipe.folder), time.perf_counter()
-    with locked(root, recipe.model_dump(mode="json")):
+    with locked(root, recipe.model_dump(mode="json")), _threads(recipe.threads):
         cells: list[Cell] = []
         controls = sum(len(m.iterate.controls) for m in recipe.methods.values() if m.iterate is not None)
         each = 1 + (len(recipe.methods) + controls) * len(recipe.sparsities)
@@ -62,6 +63,16 @@ def run(recipe: Recipe, progress: Progress = quiet, say: Callable[[str], None] =
         _write(root / "report.html", page(recipe, root, cells, time.perf_counter() - started))
         _export(recipe, root)
     return cells
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _write(path: Path, text: str) -> None:

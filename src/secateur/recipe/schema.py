@@ -179,6 +179,7 @@ class Export(Strict):
 class Recipe(Strict):
     """A whole experiment: train dense, prune in several ways to several sparsities, compare.
 
+    ``threads`` are torch's on the CPU; results are the same to the bit for the same number of them.
     ``quick`` and ``full`` are other forms of it: settings that take the place of those here, by their dotted names.
     """
 
@@ -188,6 +189,7 @@ class Recipe(Strict):
     folder: str
     seeds: list[int] = [0]
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
     data: Call
     model: Call
     evaluate: Call | None = None
