@@ -219,7 +219,9 @@ class Recipe(Strict):
     def _methods(cls, methods: dict[str, Method]) -> dict[str, Method]:
         for name in methods:
             if name == "dense" or not re.fullmatch(r"\w[\w +,.:-]{0,59}", name):  # each is a folder
-                raise ValueError("a method is named with letters, digits, spaces and +,.:-, 60 at most, and not 'dense'")
+                raise ValueError(
+                    "a method is named with letters, digits, spaces and +,.:-, 60 at most, and not 'dense'"
+                )
         for name, method in methods.items():
             for control in [] if method.iterate is None else method.iterate.controls:
                 if f"{name}, {control}" in methods:
