@@ -120,7 +120,8 @@ class Iterate(Choice):
 
     From each to the next it takes as many rounds as it needs for none to take more than ``rate`` of what is left, or
     ``rounds``; rounds of one such way take the same share. What ``controls`` train beside the rounds are methods of their
-    own in the results: the name, a comma, and ``reinit`` or ``random``.
+    own in the results: the name, a comma, and ``reinit`` or ``random``. ``epochs`` is the length of a round where the weights
+    stay; rounds that rewind to ``init`` or to a step end where the dense training does.
     """
 
     epochs: int = Field(ge=1)
