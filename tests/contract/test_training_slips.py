@@ -171,3 +171,27 @@ def test_what_was_closed_is_not_attached_again() -> None:
     pruner.close()
     with pytest.raises(BadInput, match="closed"):
         pruner.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_in_float16_the_step_of_adam_leaves_zeros_and_not_nan(foreach: bool) -> None:
+    model = net().half()
+    secateur.prune(model, 0.5)
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=foreach)
+    pruner = Pruner(model, opt)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    pruner._held.zero_rest([], gradients=True)  # as the hooks leave them
+    opt.step()
+    assert check_held(model, pruner, opt) > 0
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_a_model_that_was_cast_is_named() -> None:
+    model = net()
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    Pruner(model, opt, schedules.one_shot(0.5, at=1))
+    model.double()
+    with pytest.raises(BadTensor, match=r"at step 1: '0.weight' .* is torch.float64 now"):
+        model(torch.ones(1, 8).double()).square().mean().backward()
+        opt.step()

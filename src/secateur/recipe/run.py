@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 import secateur
 from secateur.core import schedules
+from secateur.errors import SecateurWarning
 from secateur.report.run_facts import Cell
 from secateur.stores.staging import staged
-from secateur.train.engine import Run
+from secateur.train.engine import Engine, Run, Settings, numbers_of
 from secateur.train.randomness import seed_all
-from secateur.train.rounds import WEIGHTS, Round, artefact, load_state, locked, read_rounds
+from secateur.train.rounds import WEIGHTS, Round, artefact, load_state, locked, read_rounds, read_tensors
 
 from .page import page
 from .schema import Choice, Iterate, Method, Recipe, Schedule, Sparse, Training
@@ -108,8 +109,7 @@ class _Seed:
         """The metrics of a model, in evaluation mode."""
         model.eval()
         with torch.no_grad():
-            found: dict[str, float] = self._score(model, self.data)
-        return found
+            return numbers_of(self._score(model, self.data))
 
     def model(self) -> nn.Module:
         """The network as the seed initialises it."""
@@ -131,16 +131,33 @@ class _Seed:
         """Refuses now what would be refused after hours of training; says the schedules."""
         model = self.model()
         for name, method in self.recipe.methods.items():
-            sparse, prune = method.sparse, method.prune
-            choice = _choice(_way(method)) if sparse is None else _sparse_choice(sparse, self.seed)
-            pruner = secateur.Pruner(model, **choice)
-            pruner.close()
-            pruner.plan(self.recipe.sparsities[-1])
+            how = self._training(method)
+            self.trainer.optimizer(model, how)
+            steps = how.epochs * self.trainer.per_epoch
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SecateurWarning)  # of a network that is not trained
+                self._check_choice(model, name, method, steps)
+            prune = method.prune
             if prune is not None and prune.schedule != "one-shot":
-                steps = self._training(method).epochs * self.trainer.per_epoch
                 for s in self.recipe.sparsities:
                     schedule = schedule_for(prune.schedule, s, steps, self.trainer.per_epoch)
                     yield f"{name}: {schedule!r}, over {steps} steps"
+
+    def _check_choice(self, model: nn.Module, name: str, method: Method, steps: int) -> None:
+        sparse, prune = method.sparse, method.prune
+        choice = _choice(_way(method)) if sparse is None else _sparse_choice(sparse, self.seed)
+        pruner = secateur.Pruner(model, **choice)
+        pruner.close()
+        for s in self.recipe.sparsities:
+            if prune is not None and prune.schedule == "one-shot":
+                secateur.plan(model, s, **choice)
+            else:
+                pruner.plan(s)
+        if sparse is not None:
+            self._rewire(sparse, steps)
+        if method.iterate is not None:
+            asked, more, choice = self._iteration(name, method.train or self.recipe.train, method.iterate)
+            Engine(model, self.root / name, Settings(**more, choice=choice)).check(asked[-1])
 
     def _training(self, method: Method) -> Training:
         """The training that prunes: the whole of it, or after the dense one the fine-tuning."""
@@ -174,6 +191,7 @@ class _Seed:
             cell = Cell(self.seed, name, asked, report.sparsity, self.evaluate(model), self._epochs(method), layers)
             with artefact(folder, model) as stage:
                 (stage / "cell.json").write_text(json.dumps(vars(cell)), "utf-8")
+        self.trainer.done(folder)
         return Cell(**json.loads((folder / "cell.json").read_text("utf-8")))
 
     def _dense(self, name: str, method: Method) -> nn.Module:
@@ -184,8 +202,9 @@ class _Seed:
             self.trainer.train(model, method.train or self.recipe.train, folder)
             with artefact(folder, model):
                 pass
-        model = self.model()  # which seeds what is drawn from now on: alike, whether or not it was trained just now
-        load_state(model, load_file(folder / WEIGHTS))
+        self.trainer.done(folder)
+        model = self.model()
+        load_state(model, read_tensors(folder / WEIGHTS))
         return model
 
     def _pruned(self, name: str, method: Method, sparsity: float, folder: Path) -> nn.Module:
@@ -215,29 +234,37 @@ class _Seed:
 
     def _sparse(self, how: Sparse, sparsity: float) -> Pruned:
         def made(model: nn.Module, optimizer: Any, steps: int) -> secateur.Pruner:
-            end = max(1, round(how.end * steps))
-            rewire: Any = None
-            if how.method == "rigl":
-                rewire = secateur.dynamic.rigl(every=how.every, end=end, drop=how.drop)
-            elif how.method == "set":
-                rewire = secateur.dynamic.random_growth(every=how.every, end=end, drop=how.drop, seed=self.seed)
-            choice = _sparse_choice(how, self.seed)
+            rewire, choice = self._rewire(how, steps), _sparse_choice(how, self.seed)
             return secateur.Pruner(model, optimizer, schedules.constant(sparsity), rewire=rewire, **choice)
 
         return made
 
+    def _rewire(self, how: Sparse, steps: int) -> Any:
+        end = max(1, round(how.end * steps))
+        if how.method == "rigl":
+            return secateur.dynamic.rigl(every=how.every, end=end, drop=how.drop)
+        if how.method == "set":
+            return secateur.dynamic.random_growth(every=how.every, end=end, drop=how.drop, seed=self.seed)
+        return None
+
+    def _iteration(
+        self, name: str, train: Training, how: Iterate
+    ) -> tuple[list[float], dict[str, Any], dict[str, Any]]:
+        """What its rounds ask for, the other arguments of `secateur.iterate`, and what to prune."""
+        trainer, choice = self.trainer, _choice(how)
+        del choice["criterion"]
+        more = {
+            "make_optimizer": lambda m: trainer.optimizer(m, train), "make_data": trainer.batches,
+            "train": partial(self._round, self.root / name, train), "evaluate": self.evaluate, "epochs": train.epochs,
+            "retrain_epochs": how.epochs, "rewind": how.rewind, "controls": tuple(how.controls), "seed": self.seed,
+        }  # fmt: skip
+        return _between(self.recipe.sparsities, how), more, choice
+
     def _iterated(self, name: str, train: Training, how: Iterate) -> Iterator[Cell]:
         """One run through all sparsities, with rounds between them."""
-        asked = _between(self.recipe.sparsities, how)
-        trainer, folder = self.trainer, self.root / name
-        choice = _choice(how)
-        if choice.pop("criterion") != "magnitude":
-            raise secateur.BadInput(f"{name}: iterate prunes by magnitude; for random masks say controls: [random].")
-        rounds = secateur.iterate(
-            self.model(), folder, make_optimizer=lambda m: trainer.optimizer(m, train), make_data=trainer.batches,
-            train=partial(self._round, folder, train), evaluate=self.evaluate, epochs=train.epochs,
-            retrain_epochs=how.epochs, sparsities=asked, rewind=how.rewind, controls=how.controls, seed=self.seed, **choice,
-        )  # fmt: skip
+        trainer = self.trainer
+        asked, more, choice = self._iteration(name, train, how)
+        rounds = secateur.iterate(self.model(), self.root / name, sparsities=asked, **more, **choice)
         spent = 0
         found: dict[str, list[Cell]] = {}
         for r in rounds:
@@ -324,7 +351,7 @@ def _export(recipe: Recipe, root: Path) -> None:
     else:
         source = folder / f"{chosen.sparsity:g}"
     model: Any = resolve(recipe.model)()
-    load_state(model, load_file(source / WEIGHTS))
+    load_state(model, read_tensors(source / WEIGHTS))
     if not hasattr(model, "save_pretrained"):
         with artefact(out, model):
             return

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from secateur.core.allocate import check_sparsity
+from secateur.train.randomness import check_seed
 
 LearningRate = Literal["constant", "linear", "cosine"]
 STAGES = ("prune", "finetune", "iterate", "sparse")
@@ -36,7 +37,7 @@ class Regularize(Strict):
     """What prepares a network for pruning while it trains, as in `secateur.regularize`."""
 
     kind: Literal["l1", "weight_decay", "group_lasso"]
-    strength: float = Field(ge=0)
+    strength: float = Field(ge=0, allow_inf_nan=False)
     include: str | list[str] | None = None
     ignore: str | list[str] | None = None
 
@@ -78,11 +79,11 @@ class Schedule(Strict):
     """A schedule of `secateur.schedules` whose target is the sparsity asked for; steps may be counted in epochs."""
 
     kind: Literal["cubic", "linear", "polynomial", "exponential"] = "cubic"
-    begin: float = Field(ge=0)
-    end: float = Field(gt=0)
-    every: float = Field(gt=0)
+    begin: float = Field(ge=0, allow_inf_nan=False)
+    end: float = Field(gt=0, allow_inf_nan=False)
+    every: float = Field(gt=0, allow_inf_nan=False)
     initial: float = 0.0
-    power: float = 3.0
+    power: float = Field(default=3.0, gt=0, allow_inf_nan=False)
     unit: Literal["epochs", "steps"] = "epochs"
 
     @model_validator(mode="after")
@@ -119,7 +120,8 @@ class Iterate(Choice):
 
     From each to the next it takes as many rounds as it needs for none to take more than ``rate`` of what is left, or
     ``rounds``; rounds of one such way take the same share. What ``controls`` train beside the rounds are methods of their
-    own in the results: the name, a comma, and ``reinit`` or ``random``.
+    own in the results: the name, a comma, and ``reinit`` or ``random``. ``epochs`` is the length of a round where the weights
+    stay; rounds that rewind to ``init`` or to a step end where the dense training does.
     """
 
     epochs: int = Field(ge=1)
@@ -127,6 +129,13 @@ class Iterate(Choice):
     rounds: int | None = Field(default=None, ge=1)
     rewind: int | Literal["init", "lr", "linear", "finetune"] = "init"
     controls: list[Literal["reinit", "random"]] = []
+
+    @field_validator("criterion")
+    @classmethod
+    def _by_magnitude(cls, criterion: str) -> str:
+        if criterion != "magnitude":
+            raise ValueError("iterate prunes by magnitude; for random masks say controls: [random]")
+        return criterion
 
 
 class Sparse(Strict):
@@ -212,8 +221,10 @@ class Recipe(Strict):
     @classmethod
     def _methods(cls, methods: dict[str, Method]) -> dict[str, Method]:
         for name in methods:
-            if name == "dense" or not re.fullmatch(r"\w[\w +,.:-]*", name):  # each is a folder
-                raise ValueError("a method is named with letters, digits, spaces and +,.:- and not 'dense'")
+            if name == "dense" or not re.fullmatch(r"\w[\w +,.:-]{0,59}", name):  # each is a folder
+                raise ValueError(
+                    "a method is named with letters, digits, spaces and +,.:-, 60 at most, and not 'dense'"
+                )
         for name, method in methods.items():
             for control in [] if method.iterate is None else method.iterate.controls:
                 if f"{name}, {control}" in methods:
@@ -225,9 +236,18 @@ class Recipe(Strict):
     def _sparsities(cls, values: list[float]) -> list[float]:
         for v in values:
             check_sparsity(v)
-        if not values or sorted(set(values)) != values:
-            raise ValueError("sparsities rise and are not empty")
+        if not values or sorted(set(values)) != values or not values[0]:
+            raise ValueError("sparsities rise from above 0 and are not empty; the dense network is trained anyway")
+        if len({f"{v:g}" for v in values}) < len(values):
+            raise ValueError("sparsities differ in their first six digits, which name the folders of the results")
         return values
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, seeds: list[int]) -> list[int]:
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError("seeds are not empty, and none is there twice: it would be counted as a run of its own")
+        return [check_seed(seed) for seed in seeds]
 
     @model_validator(mode="after")
     def _exported(self) -> Recipe:

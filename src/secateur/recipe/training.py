@@ -19,9 +19,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from secateur.errors import BadInput
 from secateur.train import regularize
-from secateur.train.engine import Run, order_of, update
+from secateur.train.engine import Run, check_finite, length_of, order_of, update
 from secateur.train.pruner import Pruner
-from secateur.train.randomness import get_random, set_random
+from secateur.train.randomness import get_random, seed_all, set_random
 from secateur.train.rounds import load_state, read_snapshot, write_snapshot
 
 from .schema import Call, Regularize, Training
@@ -119,9 +119,7 @@ class Trainer:
 
     def __init__(self, data: Data, seed: int, device: torch.device, progress: Progress) -> None:
         self.data, self.seed, self.device, self.progress = data, seed, device, progress
-        self.per_epoch = len(data.train(torch.Generator()))  # type: ignore[arg-type]
-        if not self.per_epoch:
-            raise BadInput("data.train gave an epoch without batches.")
+        self.per_epoch = length_of(data.train(torch.Generator()), "data.train")
 
     def batches(self, generator: torch.Generator) -> Any:
         """One epoch, on the device, with a length."""
@@ -129,17 +127,22 @@ class Trainer:
 
     def optimizer(self, model: nn.Module, how: Training, epochs: int | None = None) -> tuple[Optimizer, LambdaLR]:
         """The optimizer and the learning rate of a training of so many epochs (its own, if ``None``)."""
-        optimizer: Optimizer = resolve(how.optimizer)(model.parameters())
+        call = how.optimizer
+        try:
+            optimizer: Optimizer = resolve(call)(model.parameters())
+        except (TypeError, ValueError) as e:
+            raise BadInput(f"{call.call} cannot be called with the parameters and {call.args}: {e}.") from e
         steps = self.per_epoch * (how.epochs if epochs is None else epochs)
         return optimizer, LambdaLR(optimizer, partial(_rate, how.learning_rate, how.warm_up, steps))
 
     def train(self, model: nn.Module, how: Training, folder: Path, pruned: Pruned | None = None) -> None:
-        """A whole training; its log is beside ``folder``, and so is, while it lasts, what it can be taken up from."""
+        """A whole training; its log is beside ``folder``, and so is what it can be taken up from, until `done`."""
         steps = how.epochs * self.per_epoch
         optimizer, rate = self.optimizer(model, how)
         pruner = None if pruned is None else pruned(model, optimizer, steps)
         parts: list[Any] = [model, optimizer, rate, *([] if pruner is None else [pruner])]
-        kept = folder.with_name(f"{folder.name}.snapshot.pt")
+        kept = _snapshot(folder)
+        seed_all(self.seed)  # whatever was trained before in this process: a run that was killed has not trained it
         first = _take_up(kept, parts)
 
         def epoch(number: int) -> Any:
@@ -156,7 +159,11 @@ class Trainer:
         finally:
             if pruner is not None:
                 pruner.close()
-        kept.unlink(missing_ok=True)
+        check_finite(model, f"after the last update of {folder.parent.name}, {folder.name}")
+
+    def done(self, folder: Path) -> None:
+        """To be called when the result of a training is on disk: nothing will be taken up any more."""
+        _snapshot(folder).unlink(missing_ok=True)
 
     def fit(self, run: Run, how: Training, lines: Any, what: str) -> None:
         """Makes the updates of a run by the recipe's loop, or by the usual one; writes a line a step."""
@@ -226,6 +233,10 @@ def _regularized(run: Run, how: Regularize | None) -> AbstractContextManager[Any
         return nullcontext()
     made: Any = getattr(regularize, how.kind)(how.strength)
     return closing(regularize.attach(run.model, run.optimizer, made, include=how.include, ignore=how.ignore))
+
+
+def _snapshot(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.snapshot.pt")
 
 
 def _take_up(kept: Path, parts: list[Any]) -> int:

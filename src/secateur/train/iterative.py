@@ -56,7 +56,8 @@ def iterate(
         loss: ``(model, batch) -> scalar``, for the built-in loop.
         train: instead of ``loss``: a function that makes the updates of a `Run`.
         evaluate: ``model -> {name: number}``, after every round.
-        epochs, retrain_epochs: epochs of the dense round, and of every other (the same if ``None``).
+        epochs, retrain_epochs: epochs of the dense round, and of every other (the same if ``None``). Rounds that rewind to
+            ``"init"`` or to a step end where the dense round does, whatever ``retrain_epochs`` is.
         rounds: rounds of pruning.
         rate: share of what is left that goes in each round; globs to shares for layers of their own (``{"output": 0.1}``),
             with ``"*"`` for the rest (0.2 if it is not named).
@@ -76,8 +77,9 @@ def iterate(
         The rounds, the dense one first.
 
     Raises:
-        BadInput: a request that cannot be meant; a folder that is in use or belongs to other settings.
-        BadTensor: the loss became NaN or infinite; the rounds before are kept.
+        BadInput: a request that cannot be meant; a folder that is in use, belongs to other settings or was spoilt; a
+            ``train`` that makes no updates, or more than it was asked for (fewer are counted in `Round.how`).
+        BadTensor: the loss or a weight became NaN or infinite; the rounds before are kept.
 
     Example:
         >>> import tempfile, torch, secateur

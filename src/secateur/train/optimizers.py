@@ -63,9 +63,13 @@ def check_holds(optimizer: Optimizer, parameters: Mapping[str, Sequence[nn.Param
 
 
 def mixes(optimizer: Optimizer) -> bool:
-    """Whether a weight may be moved by the gradients of others, so that it has to be masked again after the step."""
+    """Whether a weight without a gradient may move all the same, so that it has to be masked again after the step.
+
+    By the gradients of others; or in float16, where Adam's ``eps`` of 1e-8 is 0, and what has no gradient becomes 0 / 0.
+    """
     kind = type(optimizer)
-    return not (kind.__module__.startswith("torch.optim") and kind.__name__ in ELEMENTWISE)
+    elementwise = kind.__module__.startswith("torch.optim") and kind.__name__ in ELEMENTWISE
+    return not elementwise or any(p.dtype == torch.float16 for g in optimizer.param_groups for p in g["params"])
 
 
 def skipped(optimizer: Optimizer) -> bool:

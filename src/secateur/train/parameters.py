@@ -13,7 +13,7 @@ from secateur.core.criteria import is_named
 from secateur.core.make import Request, make
 from secateur.core.schedules import AcDc, Schedule, target_of
 from secateur.core.types import Spec
-from secateur.errors import BadInput
+from secateur.errors import BadInput, BadTensor
 from secateur.stores.base import matches
 from secateur.stores.memory import MemoryStore
 
@@ -60,6 +60,16 @@ def check_schedule(
         _check_zeros(target, specs, store)
     if is_named(asked.criterion):  # a function of the user's may look at what training brings
         make(specs, store.parts, asked, matches, store.sum)
+
+
+def check_dtypes(specs: Sequence[Spec], store: MemoryStore) -> None:
+    """Refuses parameters that were cast since they were described."""
+    for s in specs:
+        now = store.entry(s).tensor.dtype
+        if s.skip is None and now != s.dtype:
+            raise BadTensor(
+                f"{s} is {now} now: cast the model first, and make the Pruner after it (its state can be loaded)."
+            )
 
 
 def _check_zeros(target: float, specs: Sequence[Spec], store: MemoryStore) -> None:

@@ -27,7 +27,7 @@ from secateur.stores.memory import MemoryStore
 from .dynamic import Rewiring, check_rewiring, move_masks
 from .held import Held, emptied
 from .optimizers import STATE_KEYS, bare, check_holds, drop_gradients, mixes, skipped, with_loss
-from .parameters import check_schedule, trainable
+from .parameters import check_dtypes, check_schedule, trainable
 from .state import check_state
 
 PATIENCE = 100
@@ -53,7 +53,7 @@ class Pruner:
         optimizer: one or several; their step is counted by a hook, and ``step()`` must not be called. ``None``: call
             ``step()`` after every ``optimizer.step()``, or `attach` one later.
         schedule: ``step -> sparsity`` (`secateur.schedules` or any function). ``None`` holds what is zero now; tensors that
-            are wholly zero (LoRA's B) are not held.
+            are wholly zero (LoRA's B) are not held. Frozen parameters are left alone: unfreeze them before, or make another.
         criterion, allocation, pattern, include, ignore, max_sparsity, min_keep, roles: as for `secateur.prune`.
         regrow: let all weights live again where the schedule falls to 0 (AC/DC).
         grad_mask: mask gradients; ``False`` for methods that look at the gradients of pruned weights. The weights are then
@@ -167,6 +167,7 @@ class Pruner:
 
     def plan(self, sparsity: float) -> Plan:
         """What would be pruned at a sparsity, as data; nothing is touched."""
+        check_dtypes(self._specs, self._store)
         return make(self._specs, self._store.parts, self._ask(sparsity), matches, self._store.sum)
 
     # What happens
