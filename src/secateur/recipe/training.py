@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from secateur.errors import BadInput
 from secateur.train import regularize
-from secateur.train.engine import Run, order_of, update
+from secateur.train.engine import Run, check_finite, order_of, update
 from secateur.train.pruner import Pruner
 from secateur.train.randomness import get_random, set_random
 from secateur.train.rounds import load_state, read_snapshot, write_snapshot
@@ -134,16 +134,21 @@ class Trainer:
         return optimizer, LambdaLR(optimizer, partial(_rate, how.learning_rate, how.warm_up, steps))
 
     def train(self, model: nn.Module, how: Training, folder: Path, pruned: Pruned | None = None) -> None:
-        """A whole training; its log is beside ``folder``, and so is, while it lasts, what it can be taken up from."""
+        """A whole training; its log is beside ``folder``, and so is, while it lasts, what it can be taken up from.
+
+        Raises:
+            BadTensor: the loss is NaN or infinite, or an update broke a weight; what it can be taken up from is not.
+        """
         steps = how.epochs * self.per_epoch
         optimizer, rate = self.optimizer(model, how)
         pruner = None if pruned is None else pruned(model, optimizer, steps)
         parts: list[Any] = [model, optimizer, rate, *([] if pruner is None else [pruner])]
         kept = folder.with_name(f"{folder.name}.snapshot.pt")
-        first = _take_up(kept, parts)
+        first, what = _take_up(kept, parts), f"seed {self.seed}: {folder.parent.name}, {folder.name}"
 
         def epoch(number: int) -> Any:
             if number * self.per_epoch > first:
+                check_finite(model, f"after epoch {number} of {what}")
                 lines.flush()
                 state = {"step": number * self.per_epoch, "random": get_random()}
                 write_snapshot(kept, state | {str(i): p.state_dict() for i, p in enumerate(parts)})
@@ -152,7 +157,8 @@ class Trainer:
         run = Run(model, optimizer, rate, pruner, first, steps, epoch, self.per_epoch)
         try:
             with log(folder.with_name(f"{folder.name}.jsonl"), first) as lines:
-                self.fit(run, how, lines, f"seed {self.seed}: {folder.parent.name}, {folder.name}")
+                self.fit(run, how, lines, what)
+            check_finite(model, f"after the last update of {what}")
         finally:
             if pruner is not None:
                 pruner.close()
@@ -168,7 +174,7 @@ class Trainer:
                 return
             run.model.train()
             for step, batch in run.batches():
-                update(loss(run.model, batch), run.optimizer, run.scheduler, f"{what}, step {step}")
+                update(loss(run.model, batch), run.model, run.optimizer, run.scheduler, f"{what}, step {step}")
 
 
 class _Moved:
