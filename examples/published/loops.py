@@ -57,4 +57,4 @@ def _train(run: Run, share: Callable[[float], float], loss: Any) -> None:
             for group in run.optimizer.param_groups:
                 # The rate of the middle of the step: one that rises from zero is not zero at first.
                 group["lr"] = group["initial_lr"] * share((step + 0.5) / run.steps_per_epoch)
-        update(value(run.model, batch), run.optimizer, None, f"step {step}")
+        update(value(run.model, batch), run.model, run.optimizer, None, f"step {step}")

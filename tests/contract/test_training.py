@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import secateur
 from secateur import BadInput, PlanMismatch, Pruner, schedules
+from secateur.core.allocate import prune_count
 from tests.contract.training import (
     MIXING,
     NO_ZERO_STATE,
@@ -61,10 +65,18 @@ def test_every_pattern_goes_by_every_schedule(pattern: str, schedule: str) -> No
     model = net()
     opt = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
     target = 0.5
-    given = SCHEDULES[schedule]
-    assert given is not None
-    pruner = Pruner(model, opt, lambda t: given(t) / 0.75 * target, pattern=pattern)
-    train(model, opt, range(STEPS), lambda: check_held(model, pruner, opt) and None)
+    asked = SCHEDULES[schedule]
+    assert asked is not None
+    pruner = Pruner(model, opt, lambda t: asked(t) / 0.75 * target, pattern=pattern)
+    seen = [pruner.masks()]
+
+    def each() -> None:
+        check_held(model, pruner, opt)
+        seen.append(pruner.masks())
+
+    train(model, opt, range(STEPS), each)
+    for a, b in pairwise(seen):
+        assert all(not (b[n] & ~a[n]).any() for n in a), "a sparser mask lies inside a denser one"
     masks = {n: m for n, m in pruner.masks().items() if m.ndim > 1}
     pruned = sum(int((~m).sum()) for m in masks.values())
     if pattern == "channel":
@@ -79,6 +91,50 @@ def test_every_pattern_goes_by_every_schedule(pattern: str, schedule: str) -> No
             assert ((blocks == 0) | (blocks == 8)).all()
 
 
+@pytest.mark.parametrize("pattern", [p for p in PATTERNS if p != "unstructured"])
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, *(n for n in MIXING if n != "muon")])
+def test_zero_stays_zero_in_every_pattern_under_every_optimizer(optimizer: str, pattern: str) -> None:
+    model = net()
+    opt = {**OPTIMIZERS, **MIXING}[optimizer](model.parameters())
+    train(model, opt, range(2))
+    pruner = Pruner(model, opt, schedules.cubic(0.5, begin=1, end=4), pattern=pattern)
+    counts = []
+
+    def each() -> None:
+        counts.append(check_held(model, pruner, None if optimizer in NO_ZERO_STATE else opt))
+
+    train(model, opt, range(2, 8), each)
+    assert counts == sorted(counts) and 0 < counts[-1] == counts[3] and pruner.asked == 0.5
+
+
+@st.composite
+def ways(draw: st.DrawFn) -> schedules.Schedule:
+    """Schedules of every kind that end within twelve steps, whatever their frequency."""
+    begin = draw(st.integers(0, 8))
+    more = {"begin": begin, "end": draw(st.integers(begin + 1, 12)), "every": draw(st.integers(1, 20))}
+    make = draw(st.sampled_from([schedules.cubic, schedules.linear, schedules.polynomial, schedules.exponential]))
+    return make(draw(st.sampled_from([0.5, 0.75, 0.9]) | st.floats(0.05, 0.98)), **more)
+
+
+@settings(max_examples=200)
+@given(ways())
+def test_a_schedule_ends_at_its_target(schedule: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 9, bias=False), nn.Linear(9, 7, bias=False))
+    opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    pruner = Pruner(model, opt, schedule)
+    for _ in range(12):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+            for name, mask in pruner.masks().items():
+                if p is model.get_parameter(name):
+                    p.grad.mul_(mask)
+        opt.step()
+        check_held(model, pruner, opt)
+        assert round(pruner.sparsity * 135) == prune_count(135, schedule(pruner.steps))
+    assert pruner.asked == schedule.target
+
+
 @pytest.mark.parametrize("name", MIXING)
 def test_weights_that_an_optimizer_mixes_are_masked_again(name: str) -> None:
     model = nn.Sequential(nn.Linear(8, 16, bias=False), nn.Tanh(), nn.Linear(16, 8, bias=False))
@@ -88,30 +144,63 @@ def test_weights_that_an_optimizer_mixes_are_masked_again(name: str) -> None:
     assert check_held(model, pruner) == 128
 
 
+Parts = tuple[nn.Module, Pruner, *tuple[Optimizer, ...]]
+
+
+def check_resumes(start: Callable[[], Parts]) -> None:
+    """Interrupted after any step and taken up in any order of the parts, a training ends with the same bits."""
+    parts = start()
+    saved = []
+    for t in range(STEPS):
+        saved.append(copy.deepcopy([part.state_dict() for part in parts]))
+        train(parts[0], parts[2:], range(t, t + 1))
+    wanted = [part.state_dict() for part in parts]
+    for t, states in enumerate(saved):
+        for order in (1, -1):
+            again = start()
+            for part, state in list(zip(again, copy.deepcopy(states), strict=True))[::order]:
+                part.load_state_dict(state)
+            train(again[0], again[2:], range(t, STEPS))
+            assert the_same([part.state_dict() for part in again], wanted), (t, order)
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("name", ["sgd momentum", "adamw", "nadam", "adafactor"])
 def test_interrupted_at_any_step_and_resumed_is_uninterrupted(name: str, pattern: str) -> None:
     schedule = schedules.cubic(0.5, begin=1, end=6, every=2)
 
-    def start() -> tuple[nn.Module, Optimizer, Pruner]:
+    def start() -> Parts:
         model = net()
         opt = OPTIMIZERS[name](model.parameters())
-        return model, opt, Pruner(model, opt, schedule, pattern=pattern)
+        return model, Pruner(model, opt, schedule, pattern=pattern), opt
 
-    model, opt, pruner = start()
-    saved = []
-    for t in range(STEPS):
-        saved.append(copy.deepcopy((model.state_dict(), opt.state_dict(), pruner.state_dict())))
-        train(model, opt, range(t, t + 1))
-    wanted = (model.state_dict(), opt.state_dict(), pruner.state_dict())
-    for t, states in enumerate(saved):
-        for order in ((0, 1, 2), (2, 1, 0)):
-            again = start()
-            for i in order:
-                again[i].load_state_dict(copy.deepcopy(states[i]))
-            train(again[0], again[1], range(t, STEPS))
-            found = tuple(part.state_dict() for part in again)
-            assert the_same(found, wanted), (t, order)
+    check_resumes(start)
+
+
+RESUMED = {
+    **SCHEDULES,
+    "linear": schedules.linear(0.75, begin=0, end=5),
+    "exponential": schedules.exponential(0.75, begin=2, end=7, every=3, initial=0.25),
+    "in two": schedules.join([schedules.constant(0.25), schedules.linear(0.75, begin=0, end=3)], [3]),
+    "auto": schedules.auto(0.75, STEPS),
+    "dense again": schedules.ac_dc(0.75, begin=1, end=7, sparse=2, dense=2),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_interrupted_under_every_schedule_with_several_optimizers(name: str) -> None:
+    def start() -> Parts:
+        model = net()
+        if RESUMED[name] is None:
+            secateur.prune(model, 0.75)
+        optimizers = [OPTIMIZERS["sgd momentum"](model[0].parameters()), OPTIMIZERS["adamw"](model[2:].parameters())]
+        more = {"allocation": "uniform", "regrow": name == "dense again"}
+        return model, Pruner(model, optimizers, RESUMED[name], **more), *optimizers
+
+    check_resumes(start)
+    model, pruner, *optimizers = start()
+    train(model, optimizers, range(STEPS), lambda: [check_held(model, pruner, o) for o in optimizers] and None)
+    assert pruner.steps == STEPS and pruner.sparsity == 0.75
 
 
 def test_a_state_is_small_loads_weights_only_and_fits_no_other_model(tmp_path: Any) -> None:

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import secateur
 from secateur import BadInput, BadTensor, NotDefined, PlanMismatch, Pruner, SecateurWarning, schedules
-from tests.contract.training import STEPS, batch, check_held, net, the_same, train, weights
+from tests.contract.training import (
+    NETS,
+    OPTIMIZERS,
+    STEPS,
+    Attention,
+    Convolutional,
+    Halved,
+    Recurrent,
+    Tied,
+    batch,
+    check_held,
+    net,
+    the_same,
+    train,
+    weights,
+)  # fmt: skip
 
 
 def test_the_model_is_left_alone() -> None:
@@ -237,47 +251,23 @@ def test_nan_in_the_middle_is_an_error_with_the_step_and_the_tensor() -> None:
         opt.step()
 
 
-class Attention(nn.Module):
-    """nn.MultiheadAttention over itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = x.unsqueeze(1).repeat(1, 3, 1)
-        out: Tensor = self.attention(h, h, h)[0][:, 0]
-        return out
-
-
-class Recurrent(nn.Module):
-    """nn.LSTM with a linear end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm, self.end = nn.LSTM(8, 6, num_layers=2, batch_first=True), nn.Linear(6, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.end(self.lstm(x.unsqueeze(1).repeat(1, 3, 1))[0][:, -1])
-        return out
-
-
-@pytest.fixture(params=[Attention, Recurrent])
-def packed(request: pytest.FixtureRequest) -> Iterator[nn.Module]:
+@pytest.mark.parametrize("name", ["sgd momentum", "adamw", "adafactor"])
+@pytest.mark.parametrize("kind", NETS)
+def test_every_kind_of_weight_trains(kind: type[nn.Module], name: str) -> None:
     torch.manual_seed(0)
-    yield request.param()
-
-
-def test_packed_parameters_train(packed: nn.Module) -> None:
-    opt = torch.optim.AdamW(packed.parameters(), lr=0.05)
-    pruner = Pruner(packed, opt, schedules.cubic(0.75, begin=1, end=5))
-    train(packed, opt, range(7), lambda: check_held(packed, pruner, opt) and None)
-    total = sum(m.numel() for m in pruner.masks().values())
-    assert {n.split(".")[-1] for n in pruner.masks()} & {"in_proj_weight", "weight_hh_l1"}
-    assert check_held(packed, pruner, opt) == round(0.75 * total)
-    packed.eval()
+    model = kind()
+    opt = OPTIMIZERS[name](model.parameters())
+    pruner = Pruner(model, opt, schedules.cubic(0.75, begin=1, end=5))
+    train(model, opt, range(7), lambda: check_held(model, pruner, opt) and None)
+    masks = pruner.masks()
+    assert masks.keys() >= {
+        Convolutional: {"first.weight", "second.weight"}, Attention: {"attention.in_proj_weight"},
+        Recurrent: {"lstm.weight_hh_l1"}, Tied: {"down.weight"}, Halved: {"second.weight"},
+    }[kind]  # fmt: skip
+    assert check_held(model, pruner, opt) == round(0.75 * sum(m.numel() for m in masks.values()))
+    model.eval()
     with torch.no_grad():
-        assert torch.isfinite(packed(batch(0))).all()
+        assert torch.isfinite(model(batch(0))).all()
 
 
 def test_closed_leaves_the_zeros_and_no_hook() -> None:

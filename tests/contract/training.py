@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -69,16 +69,87 @@ def net(seed: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 8))
 
 
+class Convolutional(nn.Module):
+    """4-D weights, one of them of several groups, and running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.second, self.end = nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.first(x.view(-1, 2, 2, 2))).tanh()
+        out: Tensor = self.end(self.second(h).flatten(1))
+        return out
+
+
+class Attention(nn.Module):
+    """nn.MultiheadAttention over itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.unsqueeze(1).repeat(1, 3, 1)
+        out: Tensor = self.attention(h, h, h)[0][:, 0]
+        return out
+
+
+class Recurrent(nn.Module):
+    """nn.LSTM with a linear end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.end = nn.LSTM(8, 6, num_layers=2, batch_first=True), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.end(self.lstm(x.unsqueeze(1).repeat(1, 3, 1))[0][:, -1])
+        return out
+
+
+class Tied(nn.Module):
+    """Two layers of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up, self.end = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.up.weight = self.down.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.end(self.up(self.down(x).tanh()).tanh())
+        return out
+
+
+class Halved(Convolutional):
+    """bfloat16 throughout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to(torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(torch.bfloat16))
+
+
+NETS = (Convolutional, Attention, Recurrent, Tied, Halved)
+
+
 def batch(step: int) -> Tensor:
     return torch.randn(16, 8, generator=torch.Generator().manual_seed(100 + step))
 
 
-def train(model: nn.Module, optimizer: Optimizer, steps: range, each: Callable[[], None] | None = None) -> None:
+def train(
+    model: nn.Module, optimizers: Optimizer | Sequence[Optimizer], steps: range, each: Callable[[], None] | None = None
+) -> None:
+    several = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
     for t in steps:
-        optimizer.zero_grad()
+        for optimizer in several:
+            optimizer.zero_grad()
         x = batch(t)
         (model(x) - x.flip(1)).square().mean().backward()
-        optimizer.step()
+        for optimizer in several:
+            optimizer.step()
         if each is not None:
             each()
 

@@ -106,7 +106,7 @@ def test_subclasses_keep_the_role() -> None:
     found = specs_of(nn.Sequential(Standardised(2, 3, 1), Scaled(3, 2)))
     assert found["0.weight"].role == "conv"
     assert found["1.weight"].role == "linear"
-    assert found["1.lora_A"].role == "unknown"
+    assert found["1.lora_A"].role == "adapter"
 
 
 def test_every_role_is_documented_and_every_skipped_one_has_a_reason() -> None:

@@ -136,17 +136,22 @@ class Trainer:
         return optimizer, LambdaLR(optimizer, partial(_rate, how.learning_rate, how.warm_up, steps))
 
     def train(self, model: nn.Module, how: Training, folder: Path, pruned: Pruned | None = None) -> None:
-        """A whole training; its log is beside ``folder``, and so is what it can be taken up from, until `done`."""
+        """A whole training; its log is beside ``folder``, and so is what it can be taken up from, until `done`.
+
+        Raises:
+            BadTensor: the loss is NaN or infinite, or an update broke a weight; what it can be taken up from is not.
+        """
         steps = how.epochs * self.per_epoch
         optimizer, rate = self.optimizer(model, how)
         pruner = None if pruned is None else pruned(model, optimizer, steps)
         parts: list[Any] = [model, optimizer, rate, *([] if pruner is None else [pruner])]
         kept = _snapshot(folder)
         seed_all(self.seed)  # whatever was trained before in this process: a run that was killed has not trained it
-        first = _take_up(kept, parts)
+        first, what = _take_up(kept, parts), f"seed {self.seed}: {folder.parent.name}, {folder.name}"
 
         def epoch(number: int) -> Any:
             if number * self.per_epoch > first:
+                check_finite(model, f"after epoch {number} of {what}")
                 lines.flush()
                 state = {"step": number * self.per_epoch, "random": get_random()}
                 write_snapshot(kept, state | {str(i): p.state_dict() for i, p in enumerate(parts)})
@@ -155,11 +160,11 @@ class Trainer:
         run = Run(model, optimizer, rate, pruner, first, steps, epoch, self.per_epoch)
         try:
             with log(folder.with_name(f"{folder.name}.jsonl"), first) as lines:
-                self.fit(run, how, lines, f"seed {self.seed}: {folder.parent.name}, {folder.name}")
+                self.fit(run, how, lines, what)
+            check_finite(model, f"after the last update of {what}")
         finally:
             if pruner is not None:
                 pruner.close()
-        check_finite(model, f"after the last update of {folder.parent.name}, {folder.name}")
 
     def done(self, folder: Path) -> None:
         """To be called when the result of a training is on disk: nothing will be taken up any more."""
@@ -175,7 +180,7 @@ class Trainer:
                 return
             run.model.train()
             for step, batch in run.batches():
-                update(loss(run.model, batch), run.optimizer, run.scheduler, f"{what}, step {step}")
+                update(loss(run.model, batch), run.model, run.optimizer, run.scheduler, f"{what}, step {step}")
 
 
 class _Moved:

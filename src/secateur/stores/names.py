@@ -7,6 +7,9 @@ module, in its ``state_dict()`` and in any wrapper around it.
   ``_checkpoint_wrapped_module`` are taken out wherever they are. ``module`` is an ordinary name that wrappers
   use too: it is taken out where its owner is a ``DistributedDataParallel``, ``DataParallel`` or
   ``AveragedModel``, and in a dict, which has no owners, where every tensor's key begins with ``module.``.
+- Adapters of ``peft`` put a wrapper around a model and around each layer they adapt: ``base_model.model`` before all names,
+  and ``base_layer``. They are taken out where their owner is a class of peft, and in a dict of LoRA's, which has
+  ``lora_…`` beside ``base_layer``. So a weight has one name before, with and after its adapter.
 - A weight under a parametrisation or under `torch.nn.utils.prune` is stored under other names
   (``weight_orig``, ``parametrizations.weight.original0``). It is listed as the ``weight`` it stands for, so
   that filters find it, and with what holds it, so that it can be refused.
@@ -31,6 +34,8 @@ WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 """Names of the child that a wrapper holds, and that nothing else uses."""
 
 MODULE_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
+ADAPTED = frozenset({"base_model", "model", "base_layer"})
+"""Names of the child around which a class of peft is a wrapper."""
 _AVERAGED_COUNT = "n_averaged"  # a buffer of AveragedModel, the one key of its state_dict without the prefix
 
 
@@ -85,8 +90,13 @@ def _visit(
     unwrap = isinstance(module, MODULE_WRAPPERS)
     for key, child in module._modules.items():
         if child is not None:
-            hidden = key in WRAPPERS or (unwrap and key == "module")
+            hidden = key in WRAPPERS or (unwrap and key == "module") or (key in ADAPTED and _is_adapter(module))
             _visit(child, f"{raw}{key}.", name if hidden else f"{name}{key}.", tree, kinds, heads)
+
+
+def _is_adapter(module: nn.Module) -> bool:
+    """Whether a module's class is one of peft, or made from one."""
+    return any(cls.__module__.partition(".")[0] == "peft" for cls in type(module).__mro__)
 
 
 def _quantized(module: Any) -> list[tuple[str, Tensor]]:
@@ -112,13 +122,28 @@ def canonical(keys: Iterable[str]) -> dict[str, str]:
     {'module._orig_mod.fc.weight': 'fc.weight', 'module._orig_mod.fc.bias': 'fc.bias'}
     >>> canonical(["module.fc.weight", "head.weight"])
     {'module.fc.weight': 'module.fc.weight', 'head.weight': 'head.weight'}
+    >>> canonical(["base_model.model.fc.base_layer.weight", "base_model.model.fc.lora_A.default.weight"]).values()
+    dict_values(['fc.weight', 'fc.lora_A.default.weight'])
     """
     names = {key: _unwrapped(key) for key in keys}
     while True:
         inner = [n for n in names.values() if n != _AVERAGED_COUNT]
         if not inner or not all(n.startswith("module.") for n in inner):
-            return names
+            return _without_adapters(names)
         names = {key: n.removeprefix("module.") for key, n in names.items()}
+
+
+def _without_adapters(names: dict[str, str]) -> dict[str, str]:
+    """Takes out what peft's LoRA puts around a model and around each layer it adapts."""
+    adapted = {n.rpartition(".lora_")[0] for n in names.values() if ".lora_" in n}
+    inner = {}
+    for key, n in names.items():
+        path, base, rest = n.partition(".base_layer.")
+        inner[key] = f"{path}.{rest}" if base and path in adapted else n
+    prefix = "base_model.model."
+    if inner == names or not all(n.startswith(prefix) for n in inner.values()):
+        return inner
+    return {key: n.removeprefix(prefix) for key, n in inner.items()}
 
 
 def _unwrapped(key: str) -> str:

@@ -43,6 +43,7 @@ ROLES: Mapping[str, str] = {
     "router": "router of a mixture of experts, (experts, in)",
     "embedding": "an embedding table, (entries, features)",
     "position": "a table of positions, or of biases by position",
+    "adapter": "a factor of an adapter that is merged into a weight: LoRA's A or B",
     "norm": "per-channel scale, as of a norm",
     "bias": "a bias",
     "buffer": "not a parameter: running statistics, indices, masks",
@@ -55,6 +56,7 @@ SKIPPED: Mapping[str, str] = {
     "router": "a mixture-of-experts router",
     "embedding": "an embedding",
     "position": "a position table",
+    "adapter": "a factor of an adapter",
     "norm": "a norm or another per-channel scale",
     "bias": "a bias",
     "buffer": "not a parameter",
@@ -241,6 +243,7 @@ _BUFFERS = frozenset(
 _BIAS = re.compile(r"(^|_)bias(es)?(_|$)")
 _NORM = re.compile(r"norm\d*$|(^|_)(ln|bn)(_[a-z0-9]+)?\d*$", re.IGNORECASE)
 _POSITION = re.compile(r"(^|_)(r?pos|positions?|positional|wpe|pe|relative_attention_bias)(_|\d|$)|relative_position")
+_ADAPTER = re.compile(r"(^|\.)lora_(embedding_)?[AB](\.|$)")
 _EXPERTS = re.compile(r"(^|\.)(\w*experts|moe|\w+_moe)(\.|$)")
 _STACKED = frozenset({"input_linear", "output_linear"})  # ParallelExperts of GraniteMoE and JetMoE
 _TRANSPOSED = re.compile(r"deconv|conv_?t(\d|r|_|$)|transp", re.IGNORECASE)
@@ -248,6 +251,8 @@ _TRANSPOSED = re.compile(r"deconv|conv_?t(\d|r|_|$)|transp", re.IGNORECASE)
 
 def _guess(path: str, leaf: str, shape: tuple[int, ...], owner: Owner | None, beside: Siblings) -> Fit:
     """Role, dims and groups by owner, name and shape."""
+    if _ADAPTER.search(join(path, leaf)):
+        return Fit("adapter")
     if leaf == "weight":
         if owner is not None:
             return as_role(_of_known(path, shape, owner, beside), shape, owner.groups)

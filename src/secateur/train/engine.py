@@ -105,15 +105,16 @@ def order_of(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
 
-def update(loss: Tensor, optimizer: Optimizer, scheduler: Any, where: str) -> float:
-    """One update from a loss, which it returns.
+def update(loss: Tensor, model: nn.Module, optimizer: Optimizer, scheduler: Any, where: str) -> float:
+    """One update of a model from a loss, which it returns.
 
     Raises:
-        BadTensor: the loss is NaN or infinite; ``where`` says when.
+        BadTensor: the loss is NaN or infinite; ``where`` says when, and a weight that is so too is named.
     """
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise BadTensor(f"the loss is {value} at {where}; what was finished before is kept.")
+        told = _broken(model) or "all weights are finite"
+        raise BadTensor(f"the loss is {value} at {where} ({told}); what was finished before is kept.")
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -338,11 +339,15 @@ def check_finite(model: nn.Module, when: str) -> None:
     Raises:
         BadTensor: a parameter holds NaN or infinite values.
     """
+    if told := _broken(model):
+        raise BadTensor(f"{told} {when}; what was finished before is kept.")
+
+
+def _broken(model: nn.Module) -> str:
     for name, p in model.named_parameters():
         if not bool(torch.isfinite(p).all()):
-            raise BadTensor(
-                f"{name} (shape {tuple(p.shape)}) holds NaN or infinite values {when}; what was finished before is kept."
-            )
+            return f"{name} (shape {tuple(p.shape)}) holds NaN or infinite values"
+    return ""
 
 
 def numbers_of(metrics: Any) -> dict[str, float]:

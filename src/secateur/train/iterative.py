@@ -165,4 +165,4 @@ def _train(loss: Callable[[nn.Module, Any], Tensor], run: Run) -> None:
     """The built-in loop."""
     run.model.train()
     for step, batch in run.batches():
-        update(loss(run.model, batch), run.optimizer, run.scheduler, f"step {step}")
+        update(loss(run.model, batch), run.model, run.optimizer, run.scheduler, f"{run.what}, step {step}")

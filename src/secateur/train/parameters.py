@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -10,16 +11,20 @@ from torch import nn
 from secateur.core.allocate import prune_count
 from secateur.core.bits import count_kept, live_bits
 from secateur.core.criteria import is_named
+from secateur.core.keys import FORMATS
 from secateur.core.make import Request, make
 from secateur.core.schedules import AcDc, Schedule, target_of
 from secateur.core.types import Spec
-from secateur.errors import BadInput, BadTensor
+from secateur.errors import BadInput, BadTensor, SecateurWarning
 from secateur.stores.base import matches
 from secateur.stores.memory import MemoryStore
 
 
-def trainable(specs: Sequence[Spec], store: MemoryStore) -> list[Spec]:
-    """Frozen parameters are left alone; one that was named is refused."""
+def trainable(specs: Sequence[Spec], store: MemoryStore, holds: bool = False) -> list[Spec]:
+    """Frozen parameters are left alone; one that was named is refused.
+
+    Warns one that ``holds`` what is zero where only frozen parameters are: it would hold nothing.
+    """
     out = []
     for s in specs:
         if s.skip is None and not store.entry(s).tensor.requires_grad:
@@ -33,8 +38,31 @@ def trainable(specs: Sequence[Spec], store: MemoryStore) -> list[Spec]:
     if all(s.skip for s in out):
         raise BadInput(
             "every parameter that could be pruned is frozen (requires_grad=False): there is nothing to train."
+            + _of_merging(out, store)
         )
+    if holds and not any(_has_zeros(s, store) for s in out if s.skip is None):
+        text = _of_merging(out, store)
+        if text:
+            warnings.warn(f"this Pruner holds nothing: what it could hold has no zeros.{text}", SecateurWarning, 3)
     return out
+
+
+def _of_merging(specs: Sequence[Spec], store: MemoryStore) -> str:
+    """What to do about zeros in frozen weights, where there are any: adapters stand beside such weights."""
+    frozen = [s.name for s in specs if s.skip == "frozen" and _has_zeros(s, store)]
+    if not frozen:
+        return ""
+    return (
+        f" Frozen weights have zeros ({', '.join(frozen[:4])}{', …' if len(frozen) > 4 else ''}), which an adapter (LoRA) "
+        "beside them fills when it is merged: take masks = secateur.masks(model) now, and call secateur.apply(masks, model) "
+        "after the merge."
+    )
+
+
+def _has_zeros(spec: Spec, store: MemoryStore) -> bool:
+    """Whether some weights are zero, and not all: a tensor that begins at zero, such as LoRA's B, is not pruned."""
+    tensor = store.entry(spec).tensor
+    return spec.dtype in FORMATS and not tensor.is_meta and 0 < count_kept(live_bits(tensor)) < spec.numel
 
 
 def check_schedule(

@@ -112,7 +112,7 @@ class Pruner:
         self._rewire = rewire
         self._roles = roles
         self._store = MemoryStore(model, roles=roles)
-        self._specs = trainable(self._choice(include, ignore), self._store)
+        self._specs = trainable(self._choice(include, ignore), self._store, schedule is None)
         self._store.check(self._specs)
         if rewire is None:
             check_schedule(schedule, self._specs, self._store, self._ask, regrow)
