@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import secateur
 from secateur.core.bits import count_kept
 from secateur.errors import BadInput, BadTensor
 from secateur.train.engine import Run
-from secateur.train.rounds import Round, read_rounds, write_round
+from secateur.train.rounds import WEIGHTS, Round, read_rounds, write_round
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
 
@@ -168,3 +169,21 @@ def test_random_masks_have_the_tickets_counts_however_the_pattern_is_spelled(tmp
 def test_what_evaluate_returns_is_named_where_it_is_no_numbers(tmp_path: Path, got: Any) -> None:
     with pytest.raises(BadInput, match="mapping of names to numbers"):
         run(tmp_path, evaluate=lambda model: got)
+
+
+def test_a_broken_evaluate_shows_before_anything_is_trained(tmp_path: Path) -> None:
+    def broken(model: nn.Module) -> dict[str, float]:
+        raise KeyError("accuracy")
+
+    with pytest.raises(KeyError):
+        run(tmp_path / "x", evaluate=broken, train=lambda r: pytest.fail("trains"), loss=None)
+    assert not (tmp_path / "x").exists()
+
+
+def test_trying_evaluate_changes_nothing(tmp_path: Path) -> None:
+    def drawing(model: nn.Module) -> dict[str, float]:
+        return {"drawn": float(torch.rand(()))}
+
+    found = run(tmp_path / "a", evaluate=drawing), run(tmp_path / "b")
+    with_it, without = (load_file(rounds[0].folder / WEIGHTS) for rounds in found)
+    assert with_it.keys() == without.keys() and all(torch.equal(t, without[n]) for n, t in with_it.items())

@@ -319,13 +319,24 @@ class Engine:
         if not how["made"]:
             raise BadInput(f"round {number}: train made no update with the optimizer of its run, run.optimizer.")
         check_finite(self.model, f"after the last update of round {number}")
-        metrics = {}
-        if self.settings.evaluate is not None:
-            self.model.eval()
-            with torch.no_grad():
-                metrics = numbers_of(self.settings.evaluate(self.model))
-        made = Round(self.root, number, asked, sparsity, metrics, how)
+        made = Round(self.root, number, asked, sparsity, self._metrics(), how)
         return write_round(self.root, made, self.model, masks)
+
+    def _metrics(self) -> dict[str, float]:
+        if self.settings.evaluate is None:
+            return {}
+        self.model.eval()
+        with torch.no_grad():
+            return numbers_of(self.settings.evaluate(self.model))
+
+    def try_evaluate(self) -> None:
+        """Calls ``evaluate`` once on the model as it comes: what is wrong with it shows now, not after a round of training."""
+        mode, before = self.model.training, get_random()
+        try:
+            self._metrics()
+        finally:
+            self.model.train(mode)
+            set_random(before)
 
 
 def _up_and_down(step: int, steps: int) -> float:

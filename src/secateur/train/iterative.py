@@ -55,7 +55,7 @@ def iterate(
         make_data: ``generator -> batches`` of one epoch, with a length; the generator is seeded by ``seed`` and the epoch.
         loss: ``(model, batch) -> scalar``, for the built-in loop.
         train: instead of ``loss``: a function that makes the updates of a `Run`.
-        evaluate: ``model -> {name: number}``, after every round.
+        evaluate: ``model -> {name: number}``, after every round; tried once before the first one.
         epochs, retrain_epochs: epochs of the dense round, and of every other (the same if ``None``). Rounds that rewind to
             ``"init"`` or to a step end where the dense round does, whatever ``retrain_epochs`` is.
         rounds: rounds of pruning.
@@ -106,6 +106,8 @@ def iterate(
     root = Path(folder)
     engine = Engine(model, root, how)
     engine.check(asked[-1])  # refuses now what would be refused after hours of training
+    if not (root / "round-00").exists():
+        engine.try_evaluate()
     settings = {
         "epochs": epochs, "retrain_epochs": retrain_epochs, "rounds": rounds, "rate": rate, "target": target,
         "sparsities": sparsities, "rewind": rewind, "controls": list(controls), "seed": seed,
