@@ -48,7 +48,7 @@ from secateur.evaluate.statistics import interval
 
 NAME = "cnn"
 TITLE = "A small residual network at one budget"
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 
 SPARSITIES = (0.8, 0.9, 0.95)
 METHODS = {

@@ -57,6 +57,7 @@ def small(name: str, root: Path, *settings: str) -> list[Cell]:
     return run(read(ROOT / "examples" / "recipes" / f"{name}.yaml", [f"folder={root}", "device=cpu", *settings]))
 
 
+@pytest.mark.filterwarnings("ignore:.*left with nothing")  # the network is tiny
 def test_resnet_prunes_gradually_on_a_folder_of_pictures(pictures: Path, resnet: Path, tmp_path: Path) -> None:
     cells = small(
         "resnet50-gmp", tmp_path / "r", f"data.args={{folder: {pictures}, batch: 8, size: 32, workers: 0}}",
@@ -77,6 +78,7 @@ def test_resnet_prunes_gradually_on_a_folder_of_pictures(pictures: Path, resnet:
     assert len(lines) == 2 * (24 // 8) and all(json.loads(line)["loss"] > 0 for line in lines)
 
 
+@pytest.mark.filterwarnings("ignore:.*left with nothing")
 def test_resnet_prunes_iteratively_on_a_folder_of_pictures(pictures: Path, resnet: Path, tmp_path: Path) -> None:
     cells = small(
         "resnet50-imp", tmp_path / "r", f"data.args={{folder: {pictures}, batch: 8, size: 32, workers: 0}}",

@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ def process(
 ) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.Popen(command, text=True, env=environment, **options)
+    # A shell's background job ignores SIGINT, and a child would too.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, text=True, env=environment, preexec_fn=heard, **options)
 
 
 def test_a_process_is_silent_and_ends_with_its_code(model_file: Path, tmp_path: Path) -> None:
