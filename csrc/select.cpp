@@ -137,7 +137,7 @@ template <class T>
 Pick pick(const WidthKernels& k, const Array& a, uint64_t rank, Scratch<T>& s) {
     const T* p = static_cast<const T*>(a.data);
     const bool all = a.n <= small;
-    const Window w = all ? Window{1, max_key<T>} : window(p, a.n, rank, std::clamp<uint64_t>(a.n >> 8, 1 << 10, 1 << 12), s.sample);
+    const Window w = all ? Window{1, max_key<T>} : window(p, a.n, rank, std::clamp<uint64_t>(a.n >> (sizeof(T) == 2 ? 9 : 8), 1 << 10, 1 << 12), s.sample);
     const Pick missed{false, 0, 0, 0, 0, 0, 0};
     const uint64_t no_key = none >> (64 - 8 * a.width);
     Tally t = empty();
