@@ -29,6 +29,7 @@ class Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """As the base does, where every key is there once and can be one."""
         seen: set[Any] = set()
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)

@@ -183,12 +183,10 @@ class _Seed:
             if method is None:
                 model = self.model()
                 self.trainer.train(model, self.recipe.train, folder)
-                report = secateur.inspect(model)
+                way = None
             else:
-                model = self._pruned(name, method, asked, folder)
-                report = secateur.inspect(model, include=_way(method).include, ignore=_way(method).ignore)
-            layers = {r.name: r.sparsity or 0.0 for r in report.chosen}
-            cell = Cell(self.seed, name, asked, report.sparsity, self.evaluate(model), self._epochs(method), layers)
+                model, way = self._pruned(name, method, asked, folder), _way(method)
+            cell = self._counted(model, name, asked, way, self.evaluate(model), self._epochs(method))
             with artefact(folder, model) as stage:
                 (stage / "cell.json").write_text(json.dumps(vars(cell)), "utf-8")
         self.trainer.done(folder)
@@ -283,9 +281,22 @@ class _Seed:
     def _of_round(self, name: str, how: Iterate, r: Round, epochs: int) -> Cell:
         model = self.model()
         r.load(model)
-        report = secateur.inspect(model, include=how.include, ignore=how.ignore)
+        return self._counted(model, name, r.asked, how, r.metrics, epochs)
+
+    def _counted(
+        self,
+        model: nn.Module,
+        name: str,
+        asked: float,
+        way: Choice | Sparse | None,
+        metrics: dict[str, float],
+        epochs: int,
+    ) -> Cell:
+        """A cell with the zeros that are in the model."""
+        include, ignore = (None, None) if way is None else (way.include, way.ignore)
+        report = secateur.inspect(model, include=include, ignore=ignore)
         layers = {row.name: row.sparsity or 0.0 for row in report.chosen}
-        return Cell(self.seed, name, r.asked, report.sparsity, r.metrics, epochs, layers)
+        return Cell(self.seed, name, asked, report.sparsity, metrics, epochs, layers)
 
 
 def _way(method: Method) -> Choice | Sparse:

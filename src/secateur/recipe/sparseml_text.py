@@ -67,6 +67,7 @@ class _Dialect(Loader):
         self._whole: set[int] = set()
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """As the base does, within the limits on depth, size and aliases."""
         line = self.peek_event().start_mark.line + 1
         self._depth += 1
         if self._depth > DEEPEST:

@@ -125,14 +125,14 @@ class Trainer:
         """One epoch, on the device, with a length."""
         return _Moved(self.data.train(generator), self.device)
 
-    def optimizer(self, model: nn.Module, how: Training, epochs: int | None = None) -> tuple[Optimizer, LambdaLR]:
-        """The optimizer and the learning rate of a training of so many epochs (its own, if ``None``)."""
+    def optimizer(self, model: nn.Module, how: Training) -> tuple[Optimizer, LambdaLR]:
+        """The optimizer and the learning rate of a training."""
         call = how.optimizer
         try:
             optimizer: Optimizer = resolve(call)(model.parameters())
         except (TypeError, ValueError) as e:
             raise BadInput(f"{call.call} cannot be called with the parameters and {call.args}: {e}.") from e
-        steps = self.per_epoch * (how.epochs if epochs is None else epochs)
+        steps = self.per_epoch * how.epochs
         return optimizer, LambdaLR(optimizer, partial(_rate, how.learning_rate, how.warm_up, steps))
 
     def train(self, model: nn.Module, how: Training, folder: Path, pruned: Pruned | None = None) -> None:

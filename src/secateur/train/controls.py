@@ -58,7 +58,12 @@ def random_masks(
     how = {**choice, "criterion": random(seed)}
     if isinstance(pattern_of(how.get("pattern", "unstructured")), Unstructured):
         how["allocation"] = _counts(model, ticket)
-    pruner = Pruner(model, None, schedules.constant(share), **how)
+    return pruned_masks(model, share, how)
+
+
+def pruned_masks(model: nn.Module, share: float, choice: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Prunes a model, and returns the masks of that, packed; what was zero before stays zero."""
+    pruner = Pruner(model, None, schedules.constant(share), **choice)
     pruner.close()
     found: dict[str, Tensor] = pruner.state_dict()["masks"]
     return found

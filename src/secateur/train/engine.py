@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from secateur.core import schedules
 from secateur.core.schedules import check_count
 from secateur.errors import BadInput, BadTensor
 
-from .controls import Control, check_redraws, random_masks, redraw
+from .controls import Control, check_redraws, pruned_masks, random_masks, redraw
 from .optimizers import skipped
 from .pruner import Pruner
 from .randomness import check_seed, get_random, seed_all, set_random
@@ -245,7 +244,7 @@ class Engine:
     def round(self, number: int, asked: Asked, before: Round) -> Round:
         """Prunes what the round before left, rewinds, trains."""
         before.load(self.model)
-        masks = self._prune(asked)
+        masks = pruned_masks(self.model, share_of(asked), choice_for(asked, self.settings.choice))
         if self._rewinds_weights:
             self._load_start()
         return self._held(number, None, asked, masks)
@@ -283,14 +282,6 @@ class Engine:
             pruner.close()
         how = {"rewind": self.settings.rewind, "control": kind, "steps": self.last - self.first, "made": made}
         return self._finish(number, share_of(asked), masks, how, pruner.sparsity)
-
-    def _prune(self, asked: Asked) -> dict[str, Tensor]:
-        """The masks of a round, packed; those of the round before lie inside, since zeros come first."""
-        choice = choice_for(asked, self.settings.choice)
-        pruner = Pruner(self.model, None, schedules.constant(share_of(asked)), **choice)
-        pruner.close()
-        found: dict[str, Tensor] = pruner.state_dict()["masks"]
-        return found
 
     def _rewind_optimizer(self) -> tuple[Optimizer, Any]:
         rewind = self.settings.rewind

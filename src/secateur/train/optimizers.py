@@ -49,15 +49,15 @@ def held_by(optimizer: Optimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
-def check_holds(optimizer: Optimizer, parameters: Mapping[str, Sequence[nn.Parameter]], all_of: bool) -> None:
-    """Refuses an optimizer that holds none of some parameters, or not all of them."""
+def check_holds(optimizer: Optimizer, parameters: Mapping[str, Sequence[Tensor]], all_of: bool, what: str) -> None:
+    """Refuses an optimizer that holds none of the parameters that are ``what``, or with ``all_of`` not all of them."""
     held = held_by(optimizer)
     foreign = [name for name, some in parameters.items() if not any(id(p) in held for p in some)]
     none = len(foreign) == len(parameters)
     if foreign and (all_of or none):
         raise BadInput(
             f"the optimizer ({type(optimizer).__name__}, {len(held)} parameters) holds {'none' if none else 'not all'} of the "
-            f"parameters that are pruned (missing: {', '.join(foreign[:4])}{', …' if len(foreign) > 4 else ''}): make it from "
+            f"parameters that are {what} (missing: {', '.join(foreign[:4])}{', …' if len(foreign) > 4 else ''}): make it from "
             "this model's parameters, after anything that replaces them."
         )
 

@@ -124,8 +124,8 @@ class Pruner:
         optimizers = optimizer if isinstance(optimizer, list | tuple) else [] if optimizer is None else [optimizer]
         for o in optimizers:
             self._check_follows(bare(o), of=len(optimizers))
-        if self._value_at(0):
-            self._change(self._value_at(0))
+        if value := self._value_at(0):
+            self._change(value)
         else:
             self._hold_zeros()
         self._hook_gradients()
@@ -284,13 +284,8 @@ class Pruner:
         except SecateurError as e:
             raise type(e)(f"at step {self._steps}: {e}") from e
         whole = {s.name: s for s in self._store.specs()}
-        write_rows(
-            made,
-            self._store.parts,
-            self._store.sum,
-            lambda n: list(self._store.parts(whole[n], "whole")),
-            self._store.write,
-        )
+        store = self._store
+        write_rows(made, store.parts, store.sum, lambda n: list(store.parts(whole[n], "whole")), store.write)
         self._value = value
         if text := emptied(made, self._held):
             warnings.warn(f"at step {self._steps}: {text}", SecateurWarning, stacklevel=2)
@@ -350,7 +345,8 @@ class Pruner:
         """Refuses an optimizer, one of so many, whose steps cannot be followed."""
         if self._rewire is not None and of > 1:
             raise NotDefined("rewire is not defined with several optimizers, whose steps are not one: give it one.")
-        check_holds(optimizer, {s.name: self._held.parameters[s.name] for s in self._chosen}, self._rewire is not None)
+        chosen = {s.name: self._held.parameters[s.name] for s in self._chosen}
+        check_holds(optimizer, chosen, self._rewire is not None, "pruned")
 
     # State
 

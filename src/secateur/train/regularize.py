@@ -30,7 +30,7 @@ from secateur.errors import BadInput, BadTensor, SecateurWarning
 from secateur.stores.base import choose
 from secateur.stores.memory import MemoryStore
 
-from .optimizers import bare, held_by, skipped
+from .optimizers import bare, check_holds, skipped
 from .parameters import parameters_by_name, trainable
 
 Filter = str | Sequence[str] | None
@@ -307,15 +307,11 @@ def _check_strength(strength: Any) -> None:
 
 
 def _check_can(optimizer: Optimizer, chosen: Mapping[Tensor, Spec]) -> None:
-    held, name = held_by(optimizer), type(optimizer).__name__
     for p, spec in chosen.items():
         if p.element_size() == 1:
             raise BadTensor(f"{spec} is float8, which torch does not calculate with: train in a wider dtype.")
-    if not any(id(p) in held for p in chosen):
-        names = ", ".join(dict.fromkeys(s.name for s in chosen.values()))
-        raise BadInput(
-            f"the optimizer ({name}, {len(held)} parameters) holds none of the parameters that are regularised ({names}): "
-            "make it from this model's parameters, after anything that replaces them."
-        )
+    check_holds(optimizer, {spec.name: [p] for p, spec in chosen.items()}, False, "regularised")
     if any("lr" not in group for group in optimizer.param_groups):
-        raise BadInput(f'the parameter groups of {name} have no "lr", which the steps of a regularizer are sized by.')
+        raise BadInput(
+            f'the parameter groups of {type(optimizer).__name__} have no "lr", which the steps of a regularizer are sized by.'
+        )

@@ -31,7 +31,8 @@ def check_state(state: Any, mine: Mapping[str, tuple[int, ...]]) -> None:
     check_step(state["steps"], "steps")
     check_sparsity(state["value"], "value")
     theirs, masks = state["shapes"], state["masks"]
-    if not isinstance(theirs, Mapping) or not isinstance(masks, Mapping) or not all(map(_is_mask, masks.values())):
+    named = isinstance(theirs, Mapping) and isinstance(masks, Mapping)
+    if not named or not all(isinstance(m, Tensor) for m in masks.values()):
         raise BadInput("shapes and masks of the state of a Pruner are mappings of names, the masks to tensors.")
     if mine != theirs:
         odd = sorted({*mine, *theirs} - {n for n in mine if mine[n] == theirs.get(n)})
@@ -43,7 +44,3 @@ def check_state(state: Any, mine: Mapping[str, tuple[int, ...]]) -> None:
         raise PlanMismatch(
             f"the state holds {', '.join(state['held'])}, and has masks of {', '.join(masks)}: see {lost[0]}."
         )
-
-
-def _is_mask(value: Any) -> bool:
-    return isinstance(value, Tensor)
