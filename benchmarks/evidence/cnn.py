@@ -31,12 +31,14 @@ from torch.optim import SGD, Optimizer
 import secateur
 from benchmarks.evidence.common import (
     Task,
+    accuracy_of,
     cells,
     data_of,
     fit,
     linear_rate,
     paired,
     pictures_for,
+    scored,
     seeded,
     seeds_of,
     shown,
@@ -89,24 +91,20 @@ def run_seed(seed: int, folder: Path, quick: bool) -> dict[str, Any]:
     return cells(folder, makers, asdict(size))
 
 
-def _accuracy(result: dict[str, Any], name: str) -> float:
-    return result[name]["accuracy"]
-
-
 def _less(results: list[dict[str, Any]], a: str, b: str) -> Any:
     """The interval of a - b, paired by seed."""
-    return paired(results, partial(_accuracy, name=a), partial(_accuracy, name=b))
+    return paired(results, partial(accuracy_of, name=a), partial(accuracy_of, name=b))
 
 
 def summary(results: list[dict[str, Any]]) -> tuple[list[Table], list[Bar]]:
     """Accuracies, differences from the dense network of the same seed, and differences between methods."""
-    dense = shown(interval([_accuracy(r, "dense") for r in results]))
+    dense = shown(interval([accuracy_of(r, "dense") for r in results]))
     heads = ("<", *(f"{s:.0%}" for s in SPARSITIES))
     levels = [("dense", dense, dense, dense)]
     below = []
     for method, title in METHODS.items():
         names = [f"{method}-{s}" for s in SPARSITIES]
-        levels.append((title, *(shown(interval([_accuracy(r, n) for r in results])) for n in names)))
+        levels.append((title, *(shown(interval([accuracy_of(r, n) for r in results])) for n in names)))
         below.append((title, *(shown(_less(results, n, "dense"), sign=True) for n in names)))
     between = [
         (f"{METHODS[a]} above {METHODS[b]}", *(shown(_less(results, f"{a}-{s}", f"{b}-{s}"), sign=True) for s in SPARSITIES))
@@ -149,10 +147,6 @@ def _task(seed: int, size: Size) -> Task:
     return pictures_for(seed, size.train, size.batch, size.scored)
 
 
-def _scored(model: nn.Module, task: Task) -> dict[str, Any]:
-    return {"accuracy": task.accuracy(model), "sparsity": secateur.inspect(model).sparsity, "data": task.name}
-
-
 def _made(model: nn.Module, steps: int, first: int = 0) -> tuple[Optimizer, Any]:
     """The optimizer, and a learning rate that falls over ``steps`` updates; from update ``first`` on."""
     optimizer = SGD(model.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
@@ -163,7 +157,7 @@ def _dense(seed: int, size: Size) -> dict[str, Any]:
     task, model = _task(seed, size), seeded(small_resnet, seed)
     steps = size.epochs * task.steps
     fit(model, task, seed, steps, _made(model, steps))
-    return _scored(model, task)
+    return scored(model, task)
 
 
 def _gradual(seed: int, size: Size, sparsity: float) -> dict[str, Any]:
@@ -172,7 +166,7 @@ def _gradual(seed: int, size: Size, sparsity: float) -> dict[str, Any]:
     made = _made(model, steps)
     pruner = secateur.Pruner(model, made[0], secateur.schedules.auto(sparsity, steps), min_keep=1)
     fit(model, task, seed, steps, made, pruner)
-    return _scored(model, task)
+    return scored(model, task)
 
 
 def _iterative(seed: int, folder: Path, size: Size, sparsity: float, how: Any) -> dict[str, Any]:
@@ -186,7 +180,7 @@ def _iterative(seed: int, folder: Path, size: Size, sparsity: float, how: Any) -
 
 
 def _start(seed: int, folder: Path, size: Size) -> dict[str, Any]:
-    return _scored(_started(seed, folder, size), _task(seed, size))
+    return scored(_started(seed, folder, size), _task(seed, size))
 
 
 def _started(seed: int, folder: Path, size: Size) -> nn.Module:
@@ -213,4 +207,4 @@ def _after_start(seed: int, folder: Path, size: Size, sparsity: float, how: str)
     before, after = size.before * task.steps, (size.epochs - size.before) * task.steps
     made = _made(model, before, first=before - after if how == "oneshot-lr" else before)
     fit(model, task, seed, after, made, secateur.Pruner(model, made[0]))
-    return _scored(model, task)
+    return scored(model, task)

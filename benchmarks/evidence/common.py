@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.machine import machine
 from examples.life.pictures import pictures
-from secateur import Pruner
+from secateur import Pruner, inspect
 from secateur.evaluate.statistics import Interval, interval
 from secateur.train.engine import Run, order_of
 
@@ -196,6 +196,11 @@ def _pictures(seed: int, train: int, batch: int, scored: int, setup: Setup) -> T
     return Task(name, x, y, (test[0][:scored], test[1][:scored]), batch)
 
 
+def scored(model: nn.Module, task: Task) -> dict[str, Any]:
+    """What a cell says of a trained network."""
+    return {"accuracy": task.accuracy(model), "sparsity": inspect(model).sparsity, "data": task.name}
+
+
 # Training
 
 
@@ -248,6 +253,11 @@ def fit(
 def paired(results: Sequence[Mapping[str, Any]], a: Callable[[Any], float], b: Callable[[Any], float]) -> Interval:
     """Mean and interval of ``a - b``, both of the same seed."""
     return interval([a(r) - b(r) for r in results])
+
+
+def accuracy_of(result: Mapping[str, Any], name: str) -> float:
+    """The accuracy of one cell of a seed."""
+    return float(result[name]["accuracy"])
 
 
 def high(i: Interval) -> float:

@@ -31,6 +31,7 @@ from benchmarks.evidence.common import (
     linear_rate,
     paired,
     pictures_for,
+    scored,
     seeded,
     seeds_of,
     shown,
@@ -149,15 +150,11 @@ def _task(seed: int, size: Size) -> Task:
     return pictures_for(seed, size.train, size.batch, size.scored)
 
 
-def _scored(model: nn.Module, task: Task) -> dict[str, Any]:
-    return {"accuracy": task.accuracy(model), "sparsity": secateur.inspect(model).sparsity, "data": task.name}
-
-
 def _dense(seed: int, size: Size) -> dict[str, Any]:
     task, model = _task(seed, size), seeded(lenet, seed)
     steps = size.epochs * task.steps
     fit(model, task, seed, steps, _to_zero(model, steps))
-    return _scored(model, task)
+    return scored(model, task)
 
 
 def _gradual(seed: int, size: Size, times: int) -> dict[str, Any]:
@@ -166,7 +163,7 @@ def _gradual(seed: int, size: Size, times: int) -> dict[str, Any]:
     made = _to_zero(model, steps)
     pruner = secateur.Pruner(model, made[0], secateur.schedules.auto(1 - 1 / times, steps))
     fit(model, task, seed, steps, made, pruner)
-    return _scored(model, task)
+    return scored(model, task)
 
 
 def _to_zero(model: nn.Module, steps: int) -> tuple[Optimizer, Any]:
@@ -206,7 +203,7 @@ def _reinit(seed: int, folder: Path, size: Size, number: int) -> dict[str, Any]:
     pruner = secateur.Pruner(model, made[0])
     pruner.hold(ticket.masks())
     fit(model, task, seed, size.round_epochs * task.steps, made, pruner)
-    return _scored(model, task)
+    return scored(model, task)
 
 
 def _constant(model: nn.Module) -> tuple[Optimizer, None]:

@@ -28,6 +28,7 @@ from torch.optim import Adam, Optimizer
 import secateur
 from benchmarks.evidence.common import (
     Task,
+    accuracy_of,
     cells,
     data_of,
     fit,
@@ -80,27 +81,25 @@ def run_seed(seed: int, folder: Path, quick: bool) -> dict[str, Any]:
     return cells(folder, makers, asdict(size))
 
 
-def _accuracy(result: dict[str, Any], name: str) -> float:
-    return result[name]["accuracy"]
-
-
 def summary(results: list[dict[str, Any]]) -> tuple[list[Table], list[Bar]]:
     """Accuracies, what was really reached, and the differences of each seed."""
     rows, bars = [], []
-    dense = partial(_accuracy, name="dense")
+    dense = partial(accuracy_of, name="dense")
     for s in SPARSITIES:
         for way, title in WAYS.items():
             name = f"{way}-{s}"
             counts = sorted({r[name]["zeros"] for r in results})
             of = results[0][name]["weights"]
             rows.append((
-                f"{s:.0%}, {title}", shown(interval([_accuracy(r, name) for r in results])),
-                shown(paired(results, partial(_accuracy, name=name), dense), sign=True),
+                f"{s:.0%}, {title}", shown(interval([accuracy_of(r, name) for r in results])),
+                shown(paired(results, partial(accuracy_of, name=name), dense), sign=True),
                 "–".join(f"{c:,}" for c in {counts[0]: 0, counts[-1]: 0}), f"{counts[0] / of:.4%}",
                 f"{interval([r[name]['seconds'] for r in results]).mean:.1f}",
             ))  # fmt: skip
         for ours, theirs in PAIRS.items():
-            worse = paired(results, partial(_accuracy, name=f"{theirs}-{s}"), partial(_accuracy, name=f"{ours}-{s}"))
+            worse = paired(
+                results, partial(accuracy_of, name=f"{theirs}-{s}"), partial(accuracy_of, name=f"{ours}-{s}")
+            )
             bars.append(Bar(f"{s:.0%}, {WAYS[ours]}: below {WAYS[theirs]}, points", worse.mean, MOST_WORSE))
     title = (
         f"{data_of(results)}, {seeds_of(results)}: accuracy after the last step, %, mean ± half of the 95 % interval; dense "
@@ -111,13 +110,13 @@ def summary(results: list[dict[str, Any]]) -> tuple[list[Table], list[Bar]]:
 
 
 def _between(results: list[dict[str, Any]]) -> Table:
-    rows = [
-        (f"{WAYS[ours]} above {WAYS[theirs]}", *(
-            shown(paired(results, partial(_accuracy, name=f"{ours}-{s}"), partial(_accuracy, name=f"{theirs}-{s}")), sign=True)
-            for s in SPARSITIES
-        ))
-        for ours, theirs in PAIRS.items()
-    ]  # fmt: skip
+    rows = []
+    for ours, theirs in PAIRS.items():
+        pairs = [
+            (partial(accuracy_of, name=f"{ours}-{s}"), partial(accuracy_of, name=f"{theirs}-{s}")) for s in SPARSITIES
+        ]
+        told = (shown(paired(results, a, b), sign=True) for a, b in pairs)
+        rows.append((f"{WAYS[ours]} above {WAYS[theirs]}", *told))
     return Table("Side by side, points, paired by seed", ("<", *(f"{s:.0%}" for s in SPARSITIES)), rows)
 
 
