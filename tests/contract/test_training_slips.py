@@ -195,3 +195,13 @@ def test_a_model_that_was_cast_is_named() -> None:
     with pytest.raises(BadTensor, match=r"at step 1: '0.weight' .* is torch.float64 now"):
         model(torch.ones(1, 8).double()).square().mean().backward()
         opt.step()
+
+
+def test_a_target_of_the_users_own_is_not_read() -> None:
+    class Own:
+        target = "a file"
+
+        def __call__(self, step: int) -> float:
+            return 0.5
+
+    assert Pruner(net(), None, Own()).sparsity == 0.5

@@ -283,8 +283,7 @@ def target_of(schedule: Schedule | None) -> float | None:
     """
     if isinstance(schedule, Join):
         return target_of(schedule.schedules[-1])
-    target: float | None = getattr(schedule, "target", None)
-    return target
+    return schedule.target if isinstance(schedule, OneShot | _Gradual | AcDc) else None
 
 
 def _shown(schedule: Any, call: str) -> str:
