@@ -7,9 +7,10 @@
 """
 
 from secateur.api import apply, from_torch_prune, inspect, masks, plan, prune
+from secateur.core import saliency as criteria
 from secateur.core import schedules
 from secateur.core.criteria import elementwise, magnitude, random
-from secateur.core.patterns import NM, Block, Channel, Unstructured
+from secateur.core.patterns import NM, Block, Channel, Row, Unstructured
 from secateur.core.plan import Plan
 from secateur.errors import (
     BadInput,
@@ -47,11 +48,13 @@ __all__ = [
     "PlanMismatch",
     "Pruner",
     "Report",
+    "Row",
     "SecateurError",
     "SecateurWarning",
     "Unstructured",
     "apply",
     "count_flops",
+    "criteria",
     "dynamic",
     "elementwise",
     "from_torch_prune",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .allocate import CAPS
 from .criteria import Criterion, magnitude
-from .patterns import NM, Block, Channel, Pattern, Unstructured
+from .patterns import NM, Block, Channel, Pattern, Row, Unstructured
 from .spelling import Allocation
 
 
@@ -31,6 +31,8 @@ def why_refused(c: Choice) -> str | None:
     """
     if isinstance(c.pattern, NM) and (reason := _groups(c, c.pattern)):
         return reason
+    if isinstance(c.pattern, Row) and c.allocation == "global":
+        return 'rows compete inside themselves, so each tensor needs a count of its own: say allocation="uniform" or another'
     if c.threshold is not None and (reason := _threshold(c)):
         return reason
     if c.allocation == "lamp" and (reason := _lamp(c)):

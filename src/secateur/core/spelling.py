@@ -10,7 +10,8 @@ from typing import Any
 from secateur.errors import BadInput
 
 from .criteria import Criterion, check_signature, magnitude, random
-from .patterns import NM, Block, Channel, Pattern, Unstructured
+from .patterns import NM, Block, Channel, Pattern, Row, Unstructured
+from .saliency import NAMED, Bound, bind, needs
 
 ALLOCATIONS = ("global", "uniform", "uniform_plus", "er", "erk", "lamp")
 _ALIASES = {"local": "uniform", "layerwise": "uniform", "layer-wise": "uniform", "uniform+": "uniform_plus"}
@@ -24,10 +25,12 @@ def pattern_of(value: Any) -> Pattern:
     >>> pattern_of("2:4"), pattern_of("4x1")
     (NM(keep=2, of=4), Block(shape=(4, 1), reduce=None))
     """
-    if isinstance(value, Unstructured | NM | Block | Channel):
+    if isinstance(value, Unstructured | NM | Row | Block | Channel):
         return value
     if isinstance(value, str):
         text = value.strip().lower()
+        if text == "row":
+            return Row()
         if text in ("unstructured", "channel", "channel:out", "channel:in"):
             return Unstructured() if text == "unstructured" else Channel("in" if text.endswith("in") else "out")
         if m := re.fullmatch(r"(\d{1,9}):(\d{1,9})", text):
@@ -35,13 +38,16 @@ def pattern_of(value: Any) -> Pattern:
         if m := re.fullmatch(r"(\d{1,9})x(\d{1,9})", text):
             return Block((int(m[1]), int(m[2])))
     raise BadInput(
-        f'pattern must be "unstructured", "N:M" (N of every M kept, as "2:4"), "RxC" (blocks, as "4x4"), "channel", '
-        f'"channel:in", or one of Unstructured, NM, Block, Channel; got {value!r}.'
+        f'pattern must be "unstructured", "N:M" (N of every M kept, as "2:4"), "RxC" (blocks, as "4x4"), "row", '
+        f'"channel", "channel:in", or one of Unstructured, NM, Row, Block, Channel; got {value!r}.'
     )
 
 
-def criterion_of(value: Any) -> Criterion:
+def criterion_of(value: Any, data: bool = False) -> Criterion:
     """A criterion from ``"magnitude"``, ``"random"`` (seed 0), ``"random(3)"``, or a function.
+
+    Where there is ``data``, also from the name of one that needs statistics, or a function that asks for some; they are bound
+    to it when they have been measured.
 
     >>> criterion_of("magnitude").__name__
     'magnitude'
@@ -53,10 +59,20 @@ def criterion_of(value: Any) -> Criterion:
             return random(0)
         if m := re.fullmatch(r"random\((\d{1,18})\)", value):
             return random(int(m[1]))
+        if value in NAMED and data:
+            return bind(NAMED[value], {})
+        if value in NAMED:
+            raise BadInput(
+                f"the criterion {value!r} is made of what data tells ({', '.join(needs(NAMED[value]))}): pass calibration=, "
+                "batches of real input."
+            )
         raise BadInput(
             f'criterion must be "magnitude", "random", "random(SEED)", secateur.random(seed), or a function '
-            f"(weight, *, name, index) -> score where higher is kept; got {value!r}."
+            f"(weight, *, name, index) -> score where higher is kept; with calibration= also one of {', '.join(NAMED)}; "
+            f"got {value!r}."
         )
+    if data and callable(value) and not isinstance(value, Bound) and needs(value):
+        return bind(value, {})
     check_signature(value)
     return value  # type: ignore[no-any-return]
 
