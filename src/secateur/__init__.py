@@ -23,7 +23,8 @@ from secateur.errors import (
     SecateurError,
     SecateurWarning,
 )
-from secateur.evaluate.calibrate import recalibrate_batchnorm
+from secateur.evaluate.batchnorm import recalibrate_batchnorm
+from secateur.evaluate.calibrate import Calibration, calibrate
 from secateur.evaluate.flops import Flops, count_flops
 from secateur.report.report import Report
 from secateur.stores.planfile import load_plan, save_plan
@@ -38,6 +39,7 @@ __all__ = [
     "BadInput",
     "BadTensor",
     "Block",
+    "Calibration",
     "Channel",
     "Flops",
     "Infeasible",
@@ -53,6 +55,7 @@ __all__ = [
     "SecateurWarning",
     "Unstructured",
     "apply",
+    "calibrate",
     "count_flops",
     "criteria",
     "dynamic",

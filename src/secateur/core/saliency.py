@@ -44,7 +44,7 @@ def wanda(weight: Tensor, *, input_norm: Tensor, in_dim: int) -> Tensor:
 
     Args:
         weight: any shape with an input dimension; of a convolution, every kernel position has an input feature of its own.
-        input_norm: ``(in,)`` for a matrix, ``(in / groups, *kernel)`` or one that flattens to it for a convolution.
+        input_norm: ``(in,)`` for a matrix; ``(groups, in / groups * kernel)`` for a convolution, flat where there is one group.
         in_dim: the dimension of the weight that holds the input features.
 
     Returns:
@@ -67,7 +67,12 @@ def _along(vector: Tensor, weight: Tensor, dim: int) -> Tensor:
         shape = [1] * weight.dim()
         shape[dim] = -1
         return vector.reshape(shape)
-    return vector.reshape(1, *weight.shape[1:])
+    groups = vector.numel() // max(1, weight[0].numel())
+    return (
+        vector.reshape(groups, 1, *weight.shape[1:])
+        .expand(-1, len(weight) // groups, *weight.shape[1:])
+        .reshape(weight.shape)
+    )
 
 
 def taylor(weight: Tensor, *, grad: Tensor) -> Tensor:
