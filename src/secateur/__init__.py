@@ -10,6 +10,7 @@ from secateur.api import apply, from_torch_prune, inspect, masks, plan, prune
 from secateur.core import saliency as criteria
 from secateur.core import schedules
 from secateur.core.criteria import elementwise, magnitude, random
+from secateur.core.owl import OWL
 from secateur.core.patterns import NM, Block, Channel, Row, Unstructured
 from secateur.core.plan import Plan
 from secateur.errors import (
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "NM",
+    "OWL",
     "BadInput",
     "BadTensor",
     "Block",

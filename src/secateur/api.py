@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,7 +13,6 @@ from torch import Tensor, nn
 from secateur.calibrated import defaults_of, informed, prune_calibrated, with_solver
 from secateur.carry import (
     Globs,
-    Path,
     Target,
     carry_out,
     check_out,
@@ -24,16 +25,18 @@ from secateur.carry import (
 from secateur.core.criteria import Criterion
 from secateur.core.keys import nonzero
 from secateur.core.make import Request
+from secateur.core.owl import OWL
 from secateur.core.patterns import Pattern
 from secateur.core.plan import Plan
 from secateur.core.saliency import Statistics
 from secateur.core.solve.asked import AnySolver
 from secateur.evaluate.calibrate import Calibration
+from secateur.pretrained import prune_folder
 from secateur.report.report import Report
 from secateur.stores import torch_prune
 from secateur.stores.base import choose
 
-Allocate = str | Mapping[str, float] | Callable[..., Mapping[str, int]]
+Allocate = str | Mapping[str, float] | OWL | Callable[..., Mapping[str, int]]
 NonFinite = Literal["error", "keep", "prune"]
 
 
@@ -54,7 +57,7 @@ def prune(
     calibration: Calibration | Iterable[Any] | None = None,
     statistics: Statistics | None = None,
     solver: str | AnySolver | None = None,
-    out: Path | None = None,
+    out: str | PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> Report:
     r"""Prunes weights by magnitude, exactly: zeros written in place, or to the path ``out``.
@@ -76,8 +79,8 @@ def prune(
             layer by layer. ``"global"``: one threshold over all. ``"uniform"`` (``"local"``): the same
             share everywhere. ``"uniform_plus"``: uniform, but a first convolution stays dense and the last layer keeps
             20 % (arXiv:1902.09574). ``"er"``, ``"erk"``: Erdős–Rényi densities (arXiv:1911.11134). ``"lamp"``
-            (arXiv:2010.07611). A mapping of globs to sparsities, tensors without a match getting ``sparsity``. A function
-            ``(rows, sparsity) -> {name: count}``.
+            (arXiv:2010.07611). ``"owl"``, `OWL`, with calibration (arXiv:2310.05175). A mapping of globs to sparsities, tensors
+            without a match getting ``sparsity``. A function ``(rows, sparsity) -> {name: count}``.
         pattern: by default ``"unstructured"``, but of Wanda ``"row"``: single weights, each against those of its own output row
             (`Row`). ``"2:4"`` or `NM` (N of every M kept, along the input dimension); ``"4x4"`` or `Block`; ``"channel"`` or
             `Channel`.
@@ -127,6 +130,8 @@ def prune(
     )
     if calibration is not None:
         check_out(target, out, overwrite)
+        if isinstance(target, str | PathLike):
+            return prune_folder(Path(target), request, calibration, solve, include, ignore, roles, out, overwrite)
         return prune_calibrated(target, request, calibration, solve, include, ignore, roles)
     with torch.no_grad():
         check_out(target, out, overwrite)
@@ -187,7 +192,7 @@ def apply(
     target: Target,
     *,
     roles: Mapping[str, str] | None = None,
-    out: Path | None = None,
+    out: str | PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> Report:
     """Carries out a plan, or writes zeros where masks are ``False``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from secateur.carry import Globs, carry_out, count_rows, plan_over
 from secateur.core.criteria import magnitude
 from secateur.core.make import Request
+from secateur.core.owl import OWL, outliers
 from secateur.core.patterns import NM, Unstructured
 from secateur.core.plan import Plan, keep_mask
-from secateur.core.saliency import Bound, Statistics, bind, needs
+from secateur.core.saliency import Bound, Statistics, bind, needs, wanda
 from secateur.core.solve import NAMED
 from secateur.core.solve.asked import AnySolver, asks_for_mask, solver_name, solver_needs, solver_of
-from secateur.core.spelling import pattern_of
+from secateur.core.spelling import describe_allocation, pattern_of
 from secateur.core.types import Part, Spec
 from secateur.errors import BadInput, NotDefined
 from secateur.evaluate.blocks import Walk, find_blocks
@@ -155,6 +156,12 @@ class _Job:
         wanted += solver_needs(solver) if solver is not None else ()
         if any(w in INPUTS for w in wanted):
             specs = [_seen_only(s) for s in specs]
+        allocation = request.allocation
+        if isinstance(allocation, OWL):
+            specs = [_seen_only(s) for s in specs]
+            request = replace(
+                request, allocation=_outlier_counts(model, store, specs, calibration, request, allocation)
+            )
         made = plan_over(specs, store, replace(request, criterion=magnitude), stacklevel=6)
         found = {r.name: r for r in made.rows}
         specs = [replace(s, skip=found[s.name].skip) for s in specs]  # what cannot carry the pattern is skipped by now
@@ -290,6 +297,34 @@ class _Job:
         if self.solver is not None:
             what["solver"] = solver_name(self.solver)
         return Report(tuple(rows), what, tuple(dict.fromkeys(self.notes)))
+
+
+def _outlier_counts(
+    model: nn.Module, store: MemoryStore, specs: Sequence[Spec], calibration: Calibration, request: Request, how: OWL
+) -> Callable[..., Mapping[str, int]]:
+    """OWL's counts, from one look at the dense network, as an allocation function of its name."""
+    chosen = [s for s in specs if s.skip is None]
+    asked = calibration.blocks if calibration.blocks != "whole" else "auto"
+    blocks = find_blocks(model, asked, {s.name: s.numel for s in chosen})
+    held = {b.name: [s for s in chosen if b.holds(s.name)] for b in blocks}
+    held |= {s.name: [s] for s in chosen if not any(b.holds(s.name) for b in blocks)}
+    measured = measure(model, store, chosen, calibration, ("input_norm",))
+    shares = {}
+    for name, some in held.items():
+        scores = [
+            wanda(store.entry(s).tensor.detach(), input_norm=measured[s.name]["input_norm"], in_dim=s.in_dim or 0)
+            for s in some
+        ]
+        if some:
+            shares[name] = outliers(scores, how.outlier)
+
+    def owl(rows: Sequence[Any], sparsity: float) -> Mapping[str, int]:
+        sizes, zeros = {r.name: r.numel for r in rows}, {r.name: r.zeros or 0 for r in rows}
+        inside = {b: [s.name for s in held[b] if s.name in sizes] for b in shares}
+        return how.counts(shares, inside, sizes, zeros, sparsity)
+
+    owl.__name__ = describe_allocation(how)
+    return owl
 
 
 def _seen_only(spec: Spec) -> Spec:

@@ -39,7 +39,7 @@ def why_refused(c: Choice) -> str | None:
         return reason
     if callable(c.allocation) or not isinstance(c.allocation, str):
         if c.caps:
-            return f"a mapping or function gives every count itself, so {CAPS} do not apply"
+            return f"OWL, a mapping or a function gives every count itself, so {CAPS} do not apply"
     if c.nonfinite == "keep" and isinstance(c.pattern, Block | Channel) and c.criterion is not magnitude:
         return 'nonfinite="keep" with blocks or channels is defined for magnitude: another score of NaN means nothing'
     return None

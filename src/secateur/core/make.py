@@ -86,7 +86,7 @@ class Request:
             raise BadInput(f"nonfinite must be one of {', '.join(NONFINITE)}; got {nonfinite!r}.")
         c = criterion_of(criterion, data)
         p = pattern_of(pattern if pattern is not None else "row" if is_wanda(c) else "unstructured")
-        a = allocation_of(allocation if allocation is not None else "uniform" if isinstance(p, Row) else "global")
+        a = allocation_of(allocation if allocation is not None else "uniform" if isinstance(p, Row) else "global", data)
         if isinstance(a, Mapping):
             _check_table(a, "allocation")
         caps = max_sparsity is not None or min_keep > 0

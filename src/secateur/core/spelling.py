@@ -10,13 +10,14 @@ from typing import Any
 from secateur.errors import BadInput
 
 from .criteria import Criterion, check_signature, magnitude, random
+from .owl import OWL
 from .patterns import NM, Block, Channel, Pattern, Row, Unstructured
 from .saliency import NAMED, Bound, bind, needs
 
 ALLOCATIONS = ("global", "uniform", "uniform_plus", "er", "erk", "lamp")
 _ALIASES = {"local": "uniform", "layerwise": "uniform", "layer-wise": "uniform", "uniform+": "uniform_plus"}
 
-Allocation = str | Mapping[str, float] | Callable[..., Mapping[str, int]]
+Allocation = str | Mapping[str, float] | OWL | Callable[..., Mapping[str, int]]
 
 
 def pattern_of(value: Any) -> Pattern:
@@ -77,7 +78,7 @@ def criterion_of(value: Any, data: bool = False) -> Criterion:
     return value  # type: ignore[no-any-return]
 
 
-def allocation_of(value: Any) -> Allocation:
+def allocation_of(value: Any, data: bool = False) -> Allocation:
     """An allocation from its name or alias, a mapping of globs to sparsities, or a function.
 
     >>> allocation_of("local")
@@ -87,14 +88,20 @@ def allocation_of(value: Any) -> Allocation:
         name = _ALIASES.get(value.lower(), value.lower())
         if name in ALLOCATIONS:
             return name
-    elif isinstance(value, Mapping):
+        if name == "owl":
+            value = OWL()
+    if isinstance(value, OWL):
+        if not data:
+            raise BadInput("OWL looks at the inputs of layers: pass calibration=, batches of real input.")
         return value
-    elif callable(value):
+    if isinstance(value, Mapping):
+        return value
+    if callable(value):
         _check_function(value)
         return value  # type: ignore[no-any-return]
     raise BadInput(
-        f'allocation must be one of {", ".join(ALLOCATIONS)} (or "local"), a mapping of globs to sparsities, or a '
-        f"function (rows, sparsity) -> {{name: count}}; got {value!r}."
+        f'allocation must be one of {", ".join(ALLOCATIONS)} (or "local"; "owl" with calibration=), a mapping of globs to '
+        f"sparsities, or a function (rows, sparsity) -> {{name: count}}; got {value!r}."
     )
 
 
@@ -119,4 +126,6 @@ def describe_allocation(value: Allocation) -> str:
     """
     if isinstance(value, str):
         return value
+    if isinstance(value, OWL):
+        return f"owl(outlier={value.outlier:g}, limit={value.limit:g})"
     return "mapping" if isinstance(value, Mapping) else str(getattr(value, "__name__", "function"))
