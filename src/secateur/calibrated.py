@@ -214,25 +214,29 @@ class _Job:
 
     def carry_out(self, stage: _Stage) -> None:
         """Prunes the tensors of a stage."""
-        layers = []
-        if self.solver is None or asks_for_mask(self.solver):
-            made = plan_over(stage.specs, self.store, self._asked(stage), stacklevel=6)
-            self.notes += made.warnings
-            if self.solver is None:
-                self._keep([s.name for s in stage.specs] + [m.name for r in made.chosen for m in r.followers])
-                report = carry_out(made, self.store, None, False, self.model)
-                self.notes += [w for w in report.warnings if w not in self.notes]
-                self.rows |= {r.name: r for r in report.rows}
-                layers = [Layer(r.name, r.numel, r.zeros or 0, 0.0) for r in report.chosen]
-            else:
-                masks = {r.name: keep_mask(made, self._part(r.spec)) for r in made.chosen}
-                layers = [self._solve(s, stage, masks[s.name]) for s in stage.specs]
-        else:
-            layers = [self._solve(s, stage, None) for s in stage.specs]
+        pools = [stage.specs] if self.in_one_go else [[s] for s in stage.specs]
+        layers = [layer for specs in pools for layer in self._one(specs, stage)]
         if self.calibration.progress is not None:
             self.calibration.progress(
                 Step(stage.name, stage.number, stage.of, time.perf_counter() - stage.since, tuple(layers))
             )
+
+    def _one(self, specs: list[Spec], stage: _Stage) -> list[Layer]:
+        """Prunes tensors that are selected together."""
+        began = time.perf_counter()
+        if self.solver is not None and not asks_for_mask(self.solver):
+            return [self._solve(s, stage, None) for s in specs]
+        made = plan_over(specs, self.store, self._asked(stage), stacklevel=7)
+        self.notes += made.warnings
+        if self.solver is not None:
+            masks = {r.name: keep_mask(made, self._part(r.spec)) for r in made.chosen}
+            return [self._solve(s, stage, masks[s.name]) for s in specs]
+        self._keep([s.name for s in specs] + [m.name for r in made.chosen for m in r.followers])
+        report = carry_out(made, self.store, None, False, self.model)
+        self.notes += [w for w in report.warnings if w not in self.notes]
+        self.rows |= {r.name: r for r in report.rows}
+        each = (time.perf_counter() - began) / max(1, len(specs))
+        return [Layer(r.name, r.numel, r.zeros or 0, each) for r in report.chosen]
 
     def _asked(self, stage: _Stage) -> Request:
         """The request for the tensors of a stage: their counts are those of the whole, their scores the stage's."""
@@ -240,7 +244,7 @@ class _Job:
         if isinstance(r.criterion, Bound):
             dims = {s.name: (s.out_dim, s.in_dim) for s in stage.specs}
             r = replace(r, criterion=bind(r.criterion.criterion, stage.statistics, dims))
-        if len(stage.specs) == len(self.chosen) or isinstance(r.pattern, NM):
+        if self.in_one_go or isinstance(r.pattern, NM):
             return r
         asked = {row.name: row.asked for row in self.draft.rows}
 
