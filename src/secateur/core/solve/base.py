@@ -53,7 +53,7 @@ class Solution(NamedTuple):
     Attributes:
         weight: (out, in), contiguous, in the dtype the solver works in; what was pruned is +0.0. Nothing is shared with
             the input.
-        mask: bool, same shape, ``True`` = keep. A survivor may come out as exactly zero; it is kept all the same.
+        mask: bool, same shape, contiguous, ``True`` = keep. A survivor may come out as exactly zero; it is kept all the same.
         loss: ``1/2 tr(D H D^T)`` of the undamped Hessian, for ``D`` the change of the weights: with ``H = 2/n sum(x x^T)``
             the mean squared error of the layer's outputs. Measured in float64 from the result.
         damping: what was added to the diagonal of the Hessian, in its own units.
@@ -92,7 +92,8 @@ def exactly(weight: Tensor) -> Iterator[None]:
             backend.fp32_precision = "ieee"
             stack.callback(setattr, backend, "fp32_precision", precision)
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(weight.device.type, enabled=False))
+        if torch.amp.is_autocast_available(weight.device.type):
+            stack.enter_context(torch.autocast(weight.device.type, enabled=False))
         yield
 
 
@@ -102,7 +103,7 @@ class Layer:
 
     Attributes:
         spec: name, shape and dtype as given.
-        weight: (out, in), float32 or float64; may share memory with what was given.
+        weight: (out, in), float32 or float64, contiguous; may share memory with what was given.
         zero: bool, (out, in): where it is zero already.
         hessian: (in, in), float64, symmetric, undamped; a copy. Rows and columns of dead inputs are 0.
         dead: bool, (in,).
@@ -126,7 +127,7 @@ class Layer:
         spec = _spec_of(weight, name)
         if dtype is None:
             dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        w = weight.detach().to(dtype)
+        w = weight.detach().to(dtype).contiguous()
         if bad := int((~torch.isfinite(w)).sum()):
             raise BadTensor(
                 f"{spec} holds {bad} NaN or infinite weight{'s' if bad > 1 else ''}. Repair the model first."
@@ -154,7 +155,7 @@ class Layer:
             )
         moved = out.to(torch.float64) - self.weight.to(torch.float64)
         loss = 0.5 * float(((moved @ self.hessian) * moved).sum())
-        return Solution(out, ~gone, max(loss, 0.0), damping)
+        return Solution(out, (~gone).contiguous(), max(loss, 0.0), damping)
 
 
 def _spec_of(weight: Tensor, name: str) -> Spec:
@@ -170,7 +171,7 @@ def _spec_of(weight: Tensor, name: str) -> Spec:
 def _curvature(spec: Spec, weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
     """A Hessian in float64, made exactly symmetric, and which inputs are dead; a copy."""
     _refuse_hessian(spec, weight, hessian)
-    h = hessian.detach().to(torch.float64)
+    h = hessian.detach().to(torch.float64).contiguous()
     h = (h + h.t()) / 2
     dead = h.diagonal() == 0
     if bool(dead.all()):

@@ -51,7 +51,7 @@ def refit(weight: Tensor, *, hessian: Tensor, mask: Tensor, name: str = "", damp
                 f"the mask of {layer.spec} must be bool, of its shape and on {weight.device}, True = keep; "
                 f"got {mask.dtype}, {tuple(mask.shape)}, {mask.device}."
             )
-        gone = ~mask
+        gone = (~mask).contiguous()
         found, added = with_damping(layer, damping, lambda h: survivors(layer.weight, h, gone))
         return layer.solved(found, gone, added)
 
