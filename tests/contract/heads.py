@@ -17,12 +17,12 @@ from secateur.core.heads import Head
 from tests.contract import oracle
 from tests.contract.nets import Kind, values
 from tests.contract.oracle import Bools, Floats
-from tests.contract.table import DTYPES
+from tests.contract.table import DTYPES, OF_ATTENTION
 
 Slices = tuple[slice | int, ...]
 ALL = slice(None)
 
-PATTERN = Head(4)
+PATTERN: Head = OF_ATTENTION["head:4"]
 
 
 def rows(start: int, size: int) -> Slices:
