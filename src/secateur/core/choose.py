@@ -336,8 +336,9 @@ class Units:
         return Taken(cut, sum(t.pruned for t in each), sum(t.zeros for t in each), None, tuple(each), units)
 
     def _pieces(self, spec: Spec, which: Tensor) -> Pieces:
-        grid, parts = self.pattern.grid(spec), self.source.parts(spec, "chunk")
-        return pieces_gone(which, grid, parts, self.source.nonfinite)
+        for own in spec.members or (spec,):
+            parts = self.source.parts(own, "chunk")
+            yield from pieces_gone(which, self.pattern.grid(own), parts, self.source.nonfinite)
 
     def take_each(self, specs: Sequence[Spec], counts: Sequence[int]) -> list[Taken]:
         """See `Selector`."""

@@ -54,19 +54,19 @@ def places(specs: Sequence[Spec]) -> dict[str, Attention]:
     ('attn', 1, (8,))
     """
     by_name = {n: s for s in specs for n in (*s.aliases, s.name)}
-    layers: dict[frozenset[str], dict[str, Attention]] = {}
+    by_last: dict[str, list[str]] = {}
     for name in sorted(by_name, key=lambda n: (n != by_name[n].name, n)):  # a tensor's other names come last
-        path, _, last = name.removesuffix(".weight").rpartition(".")
-        for held, outs in _BY_FIRST.get(last, ()):
-            if found := _layer(path, held, outs, by_name):
+        by_last.setdefault(name.removesuffix(".weight").rpartition(".")[2], []).append(name)
+    layers: dict[frozenset[str], dict[str, Attention]] = {}
+    taken: set[str] = set()
+    for held, outs in LAYERS:
+        for name in by_last.get(next(iter(held)), ()):
+            path = name.removesuffix(".weight").rpartition(".")[0]
+            inputs = [join(path, _leaf(token)) for token in held]
+            if taken.isdisjoint(inputs) and (found := _layer(path, held, outs, by_name)):
                 layers.setdefault(frozenset(found), found)
-                break
+                taken.update(inputs)
     return _unshared(layers.values())
-
-
-_BY_FIRST: dict[str, list[tuple[Mapping[str, str], tuple[str, ...]]]] = {}
-for _held, _outs in LAYERS:
-    _BY_FIRST.setdefault(next(iter(_held)), []).append((_held, _outs))
 
 
 def _layer(
