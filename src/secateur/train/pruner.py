@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.core.criteria import Criterion
+from secateur.core.heads import Head
 from secateur.core.make import Request, eligible, make
 from secateur.core.patterns import Channel, Pattern
 from secateur.core.plan import Plan
@@ -201,7 +202,7 @@ class Pruner:
             PlanMismatch: a mask of no tensor here, of another shape, or of one that is not chosen (the bias of a channel may
                 go along). Nothing has been touched.
         """
-        along = isinstance(self._pattern, Channel)
+        along = isinstance(self._pattern, Channel | Head)
         self._held.bits = self._held.checked(masks, None if along else {s.name for s in self._chosen})
         self._held.zero_weights()
         self._held.zero_rest(self._optimizers, self._grad_mask)
@@ -292,7 +293,7 @@ class Pruner:
         self._hold_zeros(self._followers(made))
 
     def _followers(self, made: Plan) -> list[str]:
-        if not isinstance(made.pattern, Channel):
+        if not isinstance(made.pattern, Channel | Head):
             return []
         return [m.name for row in made.chosen for m in row.followers]
 
@@ -302,7 +303,7 @@ class Pruner:
 
     def _hook_gradients(self) -> None:
         for name, parameters in self._held.parameters.items():
-            if name in {s.name for s in self._chosen} or isinstance(self._pattern, Channel):
+            if name in {s.name for s in self._chosen} or isinstance(self._pattern, Channel | Head):
                 for p in parameters:
                     if p.requires_grad:
                         self._handles.append(p.register_post_accumulate_grad_hook(self._accumulated(name)))
