@@ -184,6 +184,21 @@ def test_a_singular_hessian_is_damped_until_it_works_and_says_how_much(solve: So
     assert bool(torch.isfinite(found.weight).all())
 
 
+@solvers
+@pytest.mark.parametrize(("dtype", "samples"), [(torch.float64, 11), (torch.float32, 8)])
+def test_what_rounding_leaves_of_a_singular_hessian_is_not_taken_for_more(
+    solve: Any, dtype: torch.dtype, samples: int
+) -> None:
+    """Half of these have a Cholesky factor in floating point; its last pivot is noise."""
+    passed = 0
+    for seed in range(40):
+        d = layers.draw(1, 12, seed, samples=samples)
+        h = layers.hessian_of(d.x.to(dtype))
+        passed += int(torch.linalg.cholesky_ex(h.double()).info) == 0
+        assert type(solve)(damping=0.0)(d.weight, hessian=h, pattern=FREE, count=3).damping > 0
+    assert passed
+
+
 @everyone
 def test_scale_of_the_inputs_is_no_matter_also_where_some_are_dead(solve: Solver) -> None:
     d = layers.draw(6, 12, 0)
@@ -285,10 +300,10 @@ def test_the_same_bits_twice_whatever_precision_was_allowed(solve: Solver) -> No
 def test_no_tf32_inside() -> None:
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:
-        with exactly(torch.ones(1)):
+        with exactly():
             assert torch.backends.cuda.matmul.fp32_precision == "ieee"
             assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"  # type: ignore[attr-defined]
-            assert not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+            assert not torch.is_grad_enabled()
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
         torch.backends.cuda.matmul.fp32_precision = "none"
