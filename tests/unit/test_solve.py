@@ -66,12 +66,14 @@ def test_bad_count(solve: Solver, count: Any) -> None:
 
 def bad_hessians() -> dict[str, tuple[Tensor, str]]:
     h = layers.draw(1, 4, 0).hessian.float()
-    broken = {k: h.clone() for k in ("nan", "inf", "negative", "lopsided")}
+    broken = {k: h.clone() for k in ("nan", "inf", "negative", "lopsided", "beside")}
     broken["nan"][1, 2] = torch.nan
     broken["inf"][3, 3] = torch.inf
     broken["negative"][2, 2] = -1.0
     broken["lopsided"][0, 1] += 5.0
+    broken["beside"][1, 1] = 0.0
     return {
+        "beside": (broken["beside"], "beside a diagonal that is zero"),
         "nan": (broken["nan"], "1 NaN or infinite"),
         "inf": (broken["inf"], "1 NaN or infinite"),
         "negative": (broken["negative"], "negative diagonal"),
@@ -220,9 +222,11 @@ def test_scale_of_the_inputs_is_no_matter_also_where_some_are_dead(solve: Solver
 @everyone
 def test_weights_of_dead_inputs_that_stay_are_as_they_were(solve: Solver) -> None:
     d = layers.draw(6, 12, 0)
-    x = d.x.clone()
-    x[:, 5:] = 0.0
-    found = solve(d.weight, hessian=layers.hessian_of(x), pattern=FREE, count=20)
+    x = d.x.float()
+    x[:, 5:] = 1e-25  # whose squares are zero in float32, and whose products with others are not
+    h = layers.hessian_of(x)
+    assert not bool(h.diagonal()[5:].any()) and bool(h[5:, :5].all())
+    found = solve(d.weight, hessian=h, pattern=FREE, count=20)
     dead = found.mask.clone()
     dead[:, :5] = False
     assert bool(dead.any()) and torch.equal(found.weight[dead], d.weight[dead])

@@ -199,6 +199,9 @@ def _refuse_hessian(spec: Spec, weight: Tensor, hessian: Tensor) -> None:
     diagonal = hessian.diagonal()
     if bool((diagonal < 0).any()):
         raise BadTensor(f"{what} has a negative diagonal: it is not a sum of x x^T.")
+    unseen = hessian[diagonal == 0].abs()
+    if unseen.numel() and float(unseen.max()) > 1e-6 * float(diagonal.max()):
+        raise BadTensor(f"{what} has entries beside a diagonal that is zero: it is not a sum of x x^T.")
     apart = float((hessian - hessian.t()).abs().max())
     if apart > 1e-3 * float(diagonal.max()):
         raise BadTensor(f"{what} is not symmetric: entries differ from their mirror image by up to {apart:.3g}.")
