@@ -81,6 +81,9 @@ class Solver(Protocol):
             count: zeros in all when done. Weights that are zero stay zero and count first; if there are more of them than
                 that, nothing else is pruned (in an N:M group likewise).
             name: of the tensor, for messages.
+
+        Returns:
+            The weights, the mask, what it costs, and the damping it took.
         """
         ...
 
@@ -278,7 +281,7 @@ def with_damping(layer: Layer, share: float, attempt: Callable[[Tensor, float], 
     Raises:
         BadTensor: it fails at every share.
     """
-    share, first = float(share), share
+    asked, share = share, float(share)
     while True:
         found = attempt(layer.damped(share * layer.scale), layer.noise)
         if found is not None:
@@ -286,6 +289,6 @@ def with_damping(layer: Layer, share: float, attempt: Callable[[Tensor, float], 
         if share >= MOST_SHARE:
             raise BadTensor(
                 f"the Hessian of {layer.spec} is not positive definite, also with {share:g} times its mean diagonal added "
-                f"(asked: {first:g}): it is not a sum of x x^T. Was it damaged on its way, or summed in a narrow format?"
+                f"(asked: {asked:g}): it is not a sum of x x^T. Was it damaged on its way, or summed in a narrow format?"
             )
         share = max(10 * share, FIRST_SHARE)

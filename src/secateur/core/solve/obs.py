@@ -244,7 +244,7 @@ def _trace(w: Tensor, zero: Tensor, dead: Tensor, inverse: Tensor, steps: int, n
         w -= row * (w.gather(1, at) / root)
         diagonal.addcmul_(row, row, value=-1)
         closed = removed = removed.scatter(1, at, True)
-        if nm is not None:
+        if nm is not None:  # a row that has lost its share goes through the motions, under a key that nothing takes
             full = removed.view(rows, -1, nm.of).sum(2) >= nm.of - nm.keep
             closed = removed | (full.repeat_interleave(nm.of, dim=1) & ~zero)
     return order, keys
