@@ -11,6 +11,7 @@ from secateur.core import saliency as criteria
 from secateur.core import schedules
 from secateur.core import solve as solvers
 from secateur.core.criteria import elementwise, magnitude, random
+from secateur.core.heads import Head
 from secateur.core.owl import OWL
 from secateur.core.patterns import NM, Block, Channel, Row, Unstructured
 from secateur.core.plan import Plan
@@ -45,6 +46,7 @@ __all__ = [
     "Calibration",
     "Channel",
     "Flops",
+    "Head",
     "Infeasible",
     "NotDefined",
     "NothingChosen",
