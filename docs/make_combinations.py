@@ -16,7 +16,7 @@ from torch import Tensor
 import secateur
 from secateur.core.combine import Choice, why_refused
 from secateur.core.criteria import Criterion
-from secateur.core.patterns import NM, Block, Channel, Pattern, Unstructured
+from secateur.core.patterns import NM, Block, Channel, Pattern, Row, Unstructured
 from secateur.core.spelling import ALLOCATIONS, Allocation
 from secateur.core.types import Spec
 from secateur.stores import checks, roles
@@ -24,7 +24,7 @@ from secateur.stores import checks, roles
 PAGE = Path(__file__).with_name("combinations.md")
 YES = "✓"
 
-PATTERNS: tuple[Pattern, ...] = (Unstructured(), NM(2, 4), Block((4, 4)), Channel("out"), Channel("in"))
+PATTERNS: tuple[Pattern, ...] = (Unstructured(), Row(), NM(2, 4), Block((4, 4)), Channel("out"), Channel("in"))
 
 
 def any_function(weight: Tensor) -> Tensor:

@@ -7,9 +7,11 @@
 """
 
 from secateur.api import apply, from_torch_prune, inspect, masks, plan, prune
+from secateur.core import saliency as criteria
 from secateur.core import schedules
 from secateur.core.criteria import elementwise, magnitude, random
-from secateur.core.patterns import NM, Block, Channel, Unstructured
+from secateur.core.owl import OWL
+from secateur.core.patterns import NM, Block, Channel, Row, Unstructured
 from secateur.core.plan import Plan
 from secateur.errors import (
     BadInput,
@@ -22,7 +24,8 @@ from secateur.errors import (
     SecateurError,
     SecateurWarning,
 )
-from secateur.evaluate.calibrate import recalibrate_batchnorm
+from secateur.evaluate.batchnorm import recalibrate_batchnorm
+from secateur.evaluate.calibrate import Calibration, calibrate
 from secateur.evaluate.flops import Flops, count_flops
 from secateur.report.report import Report
 from secateur.stores.planfile import load_plan, save_plan
@@ -34,9 +37,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "NM",
+    "OWL",
     "BadInput",
     "BadTensor",
     "Block",
+    "Calibration",
     "Channel",
     "Flops",
     "Infeasible",
@@ -47,11 +52,14 @@ __all__ = [
     "PlanMismatch",
     "Pruner",
     "Report",
+    "Row",
     "SecateurError",
     "SecateurWarning",
     "Unstructured",
     "apply",
+    "calibrate",
     "count_flops",
+    "criteria",
     "dynamic",
     "elementwise",
     "from_torch_prune",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from secateur.calibrated import defaults_of, informed, prune_calibrated, with_solver
 from secateur.carry import (
     Globs,
-    Path,
     Target,
     carry_out,
     check_out,
@@ -23,13 +25,18 @@ from secateur.carry import (
 from secateur.core.criteria import Criterion
 from secateur.core.keys import nonzero
 from secateur.core.make import Request
+from secateur.core.owl import OWL
 from secateur.core.patterns import Pattern
 from secateur.core.plan import Plan
+from secateur.core.saliency import Statistics
+from secateur.core.solve.asked import AnySolver
+from secateur.evaluate.calibrate import Calibration
+from secateur.pretrained import prune_folder
 from secateur.report.report import Report
 from secateur.stores import torch_prune
 from secateur.stores.base import choose
 
-Allocate = str | Mapping[str, float] | Callable[..., Mapping[str, int]]
+Allocate = str | Mapping[str, float] | OWL | Callable[..., Mapping[str, int]]
 NonFinite = Literal["error", "keep", "prune"]
 
 
@@ -39,15 +46,18 @@ def prune(
     *,
     threshold: float | None = None,
     criterion: str | Criterion = "magnitude",
-    allocation: Allocate = "global",
-    pattern: str | Pattern = "unstructured",
+    allocation: Allocate | None = None,
+    pattern: str | Pattern | None = None,
     include: Globs = None,
     ignore: Globs = None,
     max_sparsity: float | Mapping[str, float] | None = None,
     min_keep: int = 0,
     nonfinite: NonFinite = "error",
     roles: Mapping[str, str] | None = None,
-    out: Path | None = None,
+    calibration: Calibration | Iterable[Any] | None = None,
+    statistics: Statistics | None = None,
+    solver: str | AnySolver | None = None,
+    out: str | PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> Report:
     r"""Prunes weights by magnitude, exactly: zeros written in place, or to the path ``out``.
@@ -63,14 +73,17 @@ def prune(
             twice is 0.5. May be left out with an N:M pattern, a mapping, or a threshold.
         threshold: instead of sparsity: weights with ``|w| < threshold`` go.
         criterion: ``"magnitude"``; `random` (a seed); or a function ``(weight, *, name, index) -> score`` of the weight's
-            shape, higher is kept.
-        allocation: how many each tensor loses. ``"global"``: one threshold over all. ``"uniform"`` (``"local"``): the same
+            shape, higher is kept. With data also ``"wanda"``, ``"taylor"``, ``"snip"``, ``"obd"``, ``"fisher"``,
+            ``"woodfisher"``, ``"movement"``, and functions that ask for statistics by name; see `secateur.criteria`.
+        allocation: how many each tensor loses; by default ``"global"``, but ``"uniform"`` where rows compete or a solver works
+            layer by layer. ``"global"``: one threshold over all. ``"uniform"`` (``"local"``): the same
             share everywhere. ``"uniform_plus"``: uniform, but a first convolution stays dense and the last layer keeps
             20 % (arXiv:1902.09574). ``"er"``, ``"erk"``: Erdős–Rényi densities (arXiv:1911.11134). ``"lamp"``
-            (arXiv:2010.07611). A mapping of globs to sparsities, tensors without a match getting ``sparsity``. A function
-            ``(rows, sparsity) -> {name: count}``.
-        pattern: ``"unstructured"``; ``"2:4"`` or `NM` (N of every M kept, along the input dimension); ``"4x4"`` or `Block`;
-            ``"channel"`` or `Channel`.
+            (arXiv:2010.07611). ``"owl"``, `OWL`, with calibration (arXiv:2310.05175). A mapping of globs to sparsities, tensors
+            without a match getting ``sparsity``. A function ``(rows, sparsity) -> {name: count}``.
+        pattern: by default ``"unstructured"``, but of Wanda ``"row"``: single weights, each against those of its own output row
+            (`Row`). ``"2:4"`` or `NM` (N of every M kept, along the input dimension); ``"4x4"`` or `Block`; ``"channel"`` or
+            `Channel`.
         include, ignore: globs over tensor and module names. They choose among weights of layers; only a full name adds a
             bias, norm or embedding.
         max_sparsity: cap on every tensor's sparsity, or globs to caps; ``{"conv1*": 0}`` keeps a layer dense. The total
@@ -78,6 +91,13 @@ def prune(
         min_keep: number of weights that every tensor keeps at least.
         nonfinite: ``"error"`` refuses NaN and Inf; ``"keep"`` keeps them, ``"prune"`` prunes them first.
         roles: for dicts and files: globs to roles, where names do not tell what a tensor is.
+        calibration: batches of real input, or a `Calibration`, for a criterion or solver that needs data. A model is then pruned
+            block by block, each with the inputs that the pruned blocks before it give; a criterion made of gradients, and
+            allocation ``"global"``, take statistics of the dense network instead. On an error all weights are as before.
+        statistics: instead: what `calibrate` returned, for a criterion.
+        solver: also moves the weights that stay: ``"sparsegpt"`` (arXiv:2301.00774), ``"exactobs"`` (arXiv:2208.11580),
+            ``"obs"``, ``"woodfisher"`` (arXiv:2004.14340), ``"refit"`` (least squares for the criterion's mask), one of
+            `secateur.solvers`, or a function. Needs ``calibration``.
         out: path to write to, for a file or folder; must not exist unless ``overwrite``.
         overwrite: replace what is at ``out``.
 
@@ -96,14 +116,27 @@ def prune(
         >>> secateur.prune(model, 0.5).zeros      # absolute: it is at 0.5 already
         450
     """
+    data = calibration is not None or statistics is not None
+    solve, calibration = with_solver(solver, calibration, statistics)
+    how = defaults_of(solve, criterion, allocation, pattern)
     request = Request.of(
-        sparsity, threshold=threshold, criterion=criterion, allocation=allocation, pattern=pattern,
-        max_sparsity=max_sparsity, min_keep=min_keep, nonfinite=nonfinite,
-    )  # fmt: skip
+        sparsity,
+        threshold=threshold,
+        max_sparsity=max_sparsity,
+        min_keep=min_keep,
+        nonfinite=nonfinite,
+        data=data,
+        **how,
+    )
+    if calibration is not None:
+        check_out(target, out, overwrite)
+        if isinstance(target, str | PathLike):
+            return prune_folder(Path(target), request, calibration, solve, include, ignore, roles, out, overwrite)
+        return prune_calibrated(target, request, calibration, solve, include, ignore, roles)
     with torch.no_grad():
         check_out(target, out, overwrite)
         store = store_of(target, roles)
-        made = make_plan(store, request, include, ignore)
+        made = make_plan(store, informed(request, statistics, store), include, ignore)
         return carry_out(made, store, out, overwrite, target)
 
 
@@ -113,20 +146,21 @@ def plan(
     *,
     threshold: float | None = None,
     criterion: str | Criterion = "magnitude",
-    allocation: Allocate = "global",
-    pattern: str | Pattern = "unstructured",
+    allocation: Allocate | None = None,
+    pattern: str | Pattern | None = None,
     include: Globs = None,
     ignore: Globs = None,
     max_sparsity: float | Mapping[str, float] | None = None,
     min_keep: int = 0,
     nonfinite: NonFinite = "error",
     roles: Mapping[str, str] | None = None,
+    statistics: Statistics | None = None,
 ) -> Plan:
     """What `prune` would do with the same arguments, as data; nothing is touched.
 
     Args:
         target, sparsity, threshold, criterion, allocation, pattern, include, ignore, max_sparsity, min_keep, nonfinite,
-            roles: as for `prune`; a path needs no ``out`` here.
+            roles, statistics: as for `prune`; a path needs no ``out`` here.
 
     Returns:
         A `Plan`: one row a tensor with its count, its cut and its threshold. Save it with `save_plan`, carry it out with
@@ -146,10 +180,11 @@ def plan(
     """
     request = Request.of(
         sparsity, threshold=threshold, criterion=criterion, allocation=allocation, pattern=pattern,
-        max_sparsity=max_sparsity, min_keep=min_keep, nonfinite=nonfinite,
+        max_sparsity=max_sparsity, min_keep=min_keep, nonfinite=nonfinite, data=statistics is not None,
     )  # fmt: skip
     with torch.no_grad():
-        return make_plan(store_of(target, roles), request, include, ignore)
+        store = store_of(target, roles)
+        return make_plan(store, informed(request, statistics, store), include, ignore)
 
 
 def apply(
@@ -157,7 +192,7 @@ def apply(
     target: Target,
     *,
     roles: Mapping[str, str] | None = None,
-    out: Path | None = None,
+    out: str | PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> Report:
     """Carries out a plan, or writes zeros where masks are ``False``.

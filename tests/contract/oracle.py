@@ -78,6 +78,17 @@ def groups_of_four(s: Floats, in_dim: int, prune: int = 2) -> Bools:
     return np.moveaxis(gone.reshape(moved.shape), -1, in_dim)
 
 
+def rows(s: Floats, out_dim: int, k: int) -> Bools:
+    """Where the ``k`` first lie, rank by rank inside the rows, and whatever has minus infinity."""
+    flat = np.moveaxis(s, out_dim, 0).reshape(s.shape[out_dim], -1)
+    ranks = np.argsort(np.argsort(flat, axis=1, kind="stable"), axis=1, kind="stable")
+    ranks[flat == -np.inf] = -1
+    whole = np.moveaxis(ranks.reshape(np.moveaxis(s, out_dim, 0).shape), 0, out_dim)
+    gone = s == -np.inf
+    gone.reshape(-1)[np.lexsort((np.arange(s.size), s.ravel(), whole.ravel()))[:k]] = True
+    return gone
+
+
 def unit_ids(pattern: Any, shape: tuple[int, ...], dims: tuple[int, int]) -> NDArray[np.int64]:
     """Which unit each element belongs to, numbered row-major."""
     grid = np.indices(shape)
@@ -144,6 +155,8 @@ def gone(
     own = {n: scores(criterion, n, t, nonfinite) for n, t in pool.items()}
     if isinstance(pattern, secateur.NM):
         return {n: groups_of_four(s, FEATURES[n][1]) for n, s in own.items()}
+    if isinstance(pattern, secateur.Row):
+        return {n: rows(s, FEATURES[n][0], k) for n, s in own.items()}
     return smallest(own, k)
 
 

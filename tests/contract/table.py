@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 PATTERNS: dict[str, Any] = {
     "unstructured": secateur.Unstructured(),
+    "row": secateur.Row(),
     "2:4": secateur.NM(keep=2, of=4),
     "4x4": secateur.Block((4, 4)),
     "channel": secateur.Channel("out"),

@@ -18,6 +18,8 @@ LAYERS = {
     "recipe": 1,
     "": 2,  # secateur/__init__.py, the public names
     "api": 3,
+    "pretrained": 3.4,  # the same on a folder that transformers loads
+    "calibrated": 3.5,  # pruning with data, block by block
     "carry": 4,  # what the verbs of the api share
     "report": 5,
     "evaluate": 5,

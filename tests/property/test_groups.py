@@ -86,7 +86,7 @@ def test_any_dtype_strides_and_pieces(data: st.DataObject) -> None:
     spec = layout.spec(of * data.draw(st.integers(1, 3)), dtype)
     t = example(spec.shape, dtype, data.draw(st.sampled_from(FILLS)), seed=data.draw(st.integers(0, 5)))
     pattern = secateur.NM(keep, of)
-    run = of * pattern.layout(spec)[2]
+    run = pattern.grouping(spec).run
     pieces = Pieces({"w": t}, run * data.draw(st.integers(1, 3)), data.draw(st.booleans()), runs=run)
     count = spec.numel // of * (of - keep)
     parts = {

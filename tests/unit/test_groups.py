@@ -13,7 +13,7 @@ from torch import Tensor
 
 import secateur
 from secateur.core.choose import Groups
-from secateur.core.groups import block_of, full_cut, group_ranks
+from secateur.core.groups import full_cut, group_ranks
 from secateur.core.keys import magnitude_key
 from secateur.core.select import Space
 from secateur.core.types import Spec
@@ -26,7 +26,7 @@ RATIOS = [(2, 4), (1, 4), (3, 4), (1, 2), (5, 7), (1, 8)]
 def groups_of(tensors: Mapping[str, Tensor], pattern: secateur.NM, size: int | None = None) -> Groups:
     parts = whole(tensors)
     if size is not None:
-        run = block_of(specs_of(tensors, in_dim=1)[0], pattern)
+        run = pattern.grouping(specs_of(tensors, in_dim=1)[0]).run
         parts = Pieces(tensors, run * size, strided=True, runs=run).parts
     selector = selecting(parts, pattern)
     assert isinstance(selector, Groups)
@@ -78,16 +78,16 @@ def test_any_count_on_the_way(keep: int, of: int, data: st.DataObject) -> None:
 def test_ranks_count_from_the_smallest_and_the_lower_position() -> None:
     t = torch.tensor([[3.0, -1.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
     (spec,) = specs_of({"w": t}, in_dim=1)
-    ranks = group_ranks(magnitude_key(t).reshape(-1), spec, secateur.NM(2, 4))
+    ranks = group_ranks(magnitude_key(t).reshape(-1), secateur.NM(2, 4).grouping(spec))
     assert ranks.tolist() == [3, 1, 0, 2, 0, 1, 2, 3]
 
 
 def test_groups_run_down_the_columns_of_a_transposed_layer() -> None:
     t = torch.tensor([[3.0, 1.0], [1.0, 2.0], [2.0, 3.0], [4.0, 4.0]])
     spec = Spec("w", (4, 2), torch.float32, "linear_transposed", out_dim=1, in_dim=0)
-    ranks = group_ranks(magnitude_key(t).reshape(-1), spec, secateur.NM(2, 4))
+    ranks = group_ranks(magnitude_key(t).reshape(-1), secateur.NM(2, 4).grouping(spec))
     assert ranks.view(4, 2).tolist() == [[2, 0], [0, 1], [1, 2], [3, 3]]
-    assert block_of(spec, secateur.NM(2, 4)) == 8
+    assert secateur.NM(2, 4).grouping(spec).run == 8
 
 
 def test_whole_ranks_go_first_then_the_smallest_of_the_next() -> None:
@@ -103,5 +103,5 @@ def test_whole_ranks_go_first_then_the_smallest_of_the_next() -> None:
 
 
 def test_the_full_cut_is_a_rank_alone() -> None:
-    cut = full_cut(secateur.NM(2, 4), Space(31))
+    cut = full_cut(secateur.NM(2, 4).grouping(Spec("w", (4, 4), torch.float32, "linear", 0, 1)), Space(31))
     assert (cut.key, cut.index, cut.level) == (1, 0, 2)

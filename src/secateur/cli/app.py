@@ -78,9 +78,27 @@ def prune_command(
         float | None, typer.Option(help="Fraction of the chosen weights to be zero, 0 <= s < 1.")
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="Instead: weights with |w| below this go.")] = None,
-    criterion: Annotated[str, typer.Option(help="magnitude; or the control: random, or random(SEED).")] = "magnitude",
-    allocation: Annotated[str, typer.Option(help="global, uniform, uniform_plus, er, erk or lamp.")] = "global",
-    pattern: Annotated[str, typer.Option(help='unstructured, "2:4", "4x4", channel or channel:in.')] = "unstructured",
+    criterion: Annotated[
+        str, typer.Option(help="magnitude; the control: random, or random(SEED); with --calibration: wanda.")
+    ] = "magnitude",
+    solver: Annotated[
+        str | None, typer.Option(help="With --calibration: sparsegpt, exactobs, obs or refit; moves what stays.")
+    ] = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text to calibrate a language model with, or a folder of *.txt; repeatable."),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Sequences of tokens to calibrate with.")] = 128,
+    length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 256,
+    seed: Annotated[int, typer.Option(help="Draws the sequences out of the text.")] = 0,
+    allocation: Annotated[
+        str | None,
+        typer.Option(help="global (default), uniform (default of rows and solvers), uniform_plus, er, erk, lamp; owl."),
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(help='unstructured (default), row (default of wanda), "2:4", "4x4", channel or channel:in.'),
+    ] = None,
     include: Include = None,
     ignore: Ignore = None,
     max_sparsity: Annotated[
@@ -102,6 +120,15 @@ def prune_command(
     }  # fmt: skip
     if out is None and not dry_run:
         raise typer.BadParameter("say where the result goes with -o, or ask for the plan alone with --dry-run.")
+    if calibration or solver is not None:
+        if dry_run or not calibration:
+            raise typer.BadParameter(
+                "a dry run reads no data: leave --calibration out." if dry_run else "--solver needs --calibration TEXT."
+            )
+        _prune_with_data(src, calibration, (samples, length, seed), sparsity, json, wanted | {
+            "solver": solver, "out": out, "overwrite": overwrite,
+        })  # fmt: skip
+        return
     target = loaded(src, allow_pickle)
     with watched(f"{'planning' if dry_run else 'pruning'} {src.name}"):
         if dry_run:
@@ -115,6 +142,17 @@ def prune_command(
         _show(plan.to_json() if json else list(plan_renderables(plan)))
     else:
         _show(report.to_json() if json else list(renderables(report)))
+
+
+def _prune_with_data(
+    src: Path, texts: list[Path], cut: tuple[int, int, int], sparsity: float | None, json: bool, wanted: dict[str, Any]
+) -> None:
+    from . import language  # for those who calibrate
+
+    told = language.Told()
+    batches = language.token_batches(src, texts, *cut)
+    report = language.pruned(src, batches, sparsity, told, **wanted)
+    _show(report.to_json() if json else list(told.renderables(report)))
 
 
 @app.command("run", epilog=EXIT_CODES)

@@ -37,9 +37,9 @@ from .elements import (
     score_pieces,
     survey,
 )
-from .groups import block_of, full_cut, levelled, partial_cuts
+from .groups import Ranked, full_cut, levelled, partial_cuts
 from .keys import FORMATS, LOWEST
-from .patterns import NM, Block, Channel, Pattern, UnitPattern
+from .patterns import NM, Block, Channel, GroupPattern, Pattern, Row, UnitPattern
 from .select import Cut, Keyed, Space, identity, smallest
 from .types import Align, Part, Parts, Reduce, Spec
 from .units import UnitScorer, UnitTable, expand, smallest_units, units_gone, within
@@ -232,20 +232,21 @@ class Elements:
 
 @dataclass(frozen=True)
 class Groups:
-    """N:M: the cut also names the rank inside a group that it falls in."""
+    """N:M and rows: the cut also names the rank inside a group that it falls in."""
 
     source: Source
-    pattern: NM
+    pattern: GroupPattern
+    _ranked: dict[str, Ranked] = field(default_factory=dict)
 
     def take(self, specs: Sequence[Spec], count: int) -> list[Taken]:
         """See `Selector`; at the full count every tensor is on its own."""
-        if count == sum(self.full_count(s) for s in specs):
+        if isinstance(self.pattern, NM) and count == sum(self.full_count(s) for s in specs):
             return [self._full(s) for s in specs]
         s = self.source
         facts = [s.facts(spec) for spec in specs]
         space, pool = magnitude_space(specs) if s.by_magnitude else (SCORES, torch.float64)
-        keyed = [_keyed(s, spec, pool, block_of(spec, self.pattern)) for spec in specs]
-        cuts = partial_cuts(keyed, self.pattern, count, space, s.reduce)
+        most = max(self.pattern.grouping(spec).most for spec in specs)
+        cuts = partial_cuts([self._ranks(spec, pool) for spec in specs], max(1, most), count, space, s.reduce)
         if s.by_magnitude:
             own = own_cuts(cuts, specs, pool)
             cuts = [Cut(o.key, o.index, c.level) for o, c in zip(own, cuts, strict=True)]
@@ -257,11 +258,24 @@ class Groups:
 
     def full_count(self, spec: Spec) -> int:
         """How many weights of a tensor the pattern prunes at its full count."""
-        return spec.numel // self.pattern.of * (self.pattern.of - self.pattern.keep)
+        g = self.pattern.grouping(spec)
+        return spec.numel // max(1, g.of) * g.most
+
+    def _ranks(self, spec: Spec, pool: torch.dtype) -> Ranked:
+        """A tensor's keys and ranks. Rows are long, so their ranks are held, of one tensor at a time."""
+        grouping = self.pattern.grouping(spec)
+        own = pool == spec.dtype or not self.source.by_magnitude
+        if isinstance(self.pattern, Row) and own:
+            if spec.name not in self._ranked:
+                self._ranked.clear()
+                self._ranked[spec.name] = Ranked(_keyed(self.source, spec, pool, grouping.run), grouping, keep=True)
+            return self._ranked[spec.name]
+        return Ranked(_keyed(self.source, spec, pool, grouping.run), grouping)
 
     def _full(self, spec: Spec) -> Taken:
         s = self.source
-        cut = full_cut(self.pattern, Space(FORMATS[spec.dtype].bits) if s.by_magnitude else SCORES)
+        assert isinstance(self.pattern, NM)
+        cut = full_cut(self.pattern.grouping(spec), Space(FORMATS[spec.dtype].bits) if s.by_magnitude else SCORES)
         if s.alone and s.by_magnitude and s.nonfinite == "error":
             found = [fast.groups(p, self.pattern, write=False) for p in s.parts(spec, "whole")]
             if len(found) == 1 and found[0] is not None:
@@ -275,8 +289,7 @@ class Groups:
         """See `Selector`."""
         assert cut.level is not None
         space = Space(FORMATS[spec.dtype].bits) if self.source.by_magnitude else SCORES
-        keyed = _keyed(self.source, spec, spec.dtype, block_of(spec, self.pattern))
-        for keys, part in levelled(keyed, self.pattern, cut.level, space).chunks():
+        for keys, part in levelled(self._ranks(spec, spec.dtype), cut.level, space).chunks():
             yield part, pruned_by(keys, part, cut, space.lowest)
 
 
@@ -338,7 +351,7 @@ class Units:
 
 def selector_of(pattern: Pattern, source: Source) -> Selector:
     """The selector of a pattern."""
-    if isinstance(pattern, NM):
+    if isinstance(pattern, NM | Row):
         return Groups(source, pattern)
     if isinstance(pattern, Block | Channel):
         return Units(source, pattern)

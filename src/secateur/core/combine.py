@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .allocate import CAPS
 from .criteria import Criterion, magnitude
-from .patterns import NM, Block, Channel, Pattern, Unstructured
+from .patterns import NM, Block, Channel, Pattern, Row, Unstructured
 from .spelling import Allocation
 
 
@@ -31,13 +31,15 @@ def why_refused(c: Choice) -> str | None:
     """
     if isinstance(c.pattern, NM) and (reason := _groups(c, c.pattern)):
         return reason
+    if isinstance(c.pattern, Row) and c.allocation == "global":
+        return 'rows compete inside themselves, so each tensor needs a count of its own: say allocation="uniform" or another'
     if c.threshold is not None and (reason := _threshold(c)):
         return reason
     if c.allocation == "lamp" and (reason := _lamp(c)):
         return reason
     if callable(c.allocation) or not isinstance(c.allocation, str):
         if c.caps:
-            return f"a mapping or function gives every count itself, so {CAPS} do not apply"
+            return f"OWL, a mapping or a function gives every count itself, so {CAPS} do not apply"
     if c.nonfinite == "keep" and isinstance(c.pattern, Block | Channel) and c.criterion is not magnitude:
         return 'nonfinite="keep" with blocks or channels is defined for magnitude: another score of NaN means nothing'
     return None

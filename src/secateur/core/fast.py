@@ -175,6 +175,6 @@ def groups(part: Part, pattern: NM, write: bool) -> tuple[int, int, float | None
     flat = memory(part) if part.whole else None
     if flat is None or not flat.numel():
         return None
-    outer, count, inner = pattern.layout(part.spec)
-    after, before, low, top = native.nm(flat, outer, count, pattern.of, inner, pattern.of - pattern.keep, write)
+    g = pattern.grouping(part.spec)
+    after, before, low, top = native.nm(flat, g.outer, g.groups, g.of, g.inner, g.most, write)
     return after, before, finite(low, flat.dtype), top

@@ -1,4 +1,4 @@
-"""N:M: in every group of M weights along the input dimension, N survive.
+"""N:M and rows: in every group of M weights along the input dimension, N survive; a row is a group as long as the row.
 
 The key is ``(zero first, rank inside the group, score, tensor rank, flat index)``, where rank 0 is the smallest of a group
 and the lower position comes first among equals. At the full count every rank below M - N goes, so each group keeps exactly
@@ -13,60 +13,83 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .patterns import NM
+from .patterns import Grouping
 from .select import Cut, Keyed, Space, smallest
 from .types import Part, Reduce, Spec
 
 
-def group_ranks(keys: Tensor, spec: Spec, pattern: NM) -> Tensor:
+def group_ranks(keys: Tensor, grouping: Grouping) -> Tensor:
     """Rank (int64, same shape) of each element inside its group, from flat keys of whole runs of groups."""
-    _, _, inner = pattern.layout(spec)
     if not keys.numel():
         return keys
-    seen = keys.view(-1, pattern.of, inner)
+    seen = keys.view(-1, grouping.of, grouping.inner)
     order = torch.sort(seen, dim=1, stable=True).indices
     ranks = torch.empty_like(order)
-    positions = torch.arange(pattern.of, device=keys.device).view(1, -1, 1).expand_as(order)
+    positions = torch.arange(grouping.of, device=keys.device).view(1, -1, 1).expand_as(order)
     return ranks.scatter_(1, order, positions).view(-1)
 
 
-def block_of(spec: Spec, pattern: NM) -> int:
-    """Length of the contiguous run that holds whole groups."""
-    return max(1, pattern.of * pattern.layout(spec)[2])
+class Ranked:
+    """A tensor with its keys and, of each element, the rank in its group.
+
+    Args:
+        keyed: chunks of whole runs of groups.
+        grouping: the tensor's groups.
+        keep: whether to sort once and hold the ranks, 4 bytes a weight, instead of sorting for every pass.
+    """
+
+    def __init__(self, keyed: Keyed, grouping: Grouping, keep: bool = False) -> None:
+        self.keyed, self.grouping, self._keep = keyed, grouping, keep
+        self._ranks: list[Tensor] = []
+
+    @property
+    def spec(self) -> Spec:
+        """The tensor."""
+        return self.keyed.spec
+
+    def chunks(self) -> Iterator[tuple[Tensor, Tensor, Part]]:
+        """(keys, ranks, part) of every chunk."""
+        held = iter(list(self._ranks))
+        for keys, part in self.keyed.chunks():
+            ranks = next(held, None)
+            if ranks is None:
+                ranks = group_ranks(keys, self.grouping)
+                if self._keep:
+                    self._ranks.append(ranks.to(torch.int32))
+            yield keys, ranks, part
 
 
-def full_cut(pattern: NM, space: Space) -> Cut:
-    """The cut at the full count: every rank below M - N."""
-    return Cut(space.lowest + 1, 0, pattern.of - pattern.keep)
+def full_cut(grouping: Grouping, space: Space) -> Cut:
+    """The cut at the full count: every rank that may go."""
+    return Cut(space.lowest + 1, 0, grouping.most)
 
 
-def levelled(keyed: Keyed, pattern: NM, level: int, space: Space) -> Keyed:
+def levelled(ranked: Ranked, level: int, space: Space) -> Keyed:
     """The same tensor with keys for one level: lower ranks get the lowest key, higher ranks the highest."""
     highest = space.lowest + (1 << space.bits) - 1
 
     def chunks() -> Iterator[tuple[Tensor, Part]]:
-        for keys, part in keyed.chunks():
-            ranks = group_ranks(keys, keyed.spec, pattern)
+        for keys, ranks, part in ranked.chunks():
             later = (ranks > level) & (keys != space.lowest)
             yield keys.masked_fill(ranks < level, space.lowest).masked_fill_(later, highest), part
 
-    return Keyed(keyed.spec, chunks)
+    return Keyed(ranked.spec, chunks)
 
 
-def partial_cuts(tensors: Sequence[Keyed], pattern: NM, count: int, space: Space, reduce: Reduce) -> list[Cut]:
-    """The cuts that prune exactly ``count`` weights of all tensors on the way to the full pattern.
+def partial_cuts(tensors: Sequence[Ranked], most: int, count: int, space: Space, reduce: Reduce) -> list[Cut]:
+    """The cuts that prune exactly ``count`` weights of all tensors, no group losing more than ``most``.
 
     Args:
         tensors: with the keys of their scores, in rank order, chunks holding whole groups.
-        count: at most (M - N) / M of all elements.
+        most: ranks that may go.
+        count: at most as many as lie in these ranks.
     """
-    most = pattern.of - pattern.keep
     at = torch.zeros(most + 1, dtype=torch.int64)
     for t in tensors:
-        for keys, _ in t.chunks():
-            ranks = group_ranks(keys, t.spec, pattern).masked_fill_(keys == space.lowest, 0).clamp_(max=most)
-            at += torch.bincount(ranks, minlength=most + 1).cpu()
+        for keys, ranks, _ in t.chunks():
+            seen = ranks.masked_fill(keys == space.lowest, 0).clamp_(max=most)
+            at += torch.bincount(seen, minlength=most + 1).cpu()
     upto = reduce(at)[:most].cumsum(0)
     level = min(int(torch.searchsorted(upto, count)), most - 1)
-    cuts = smallest([levelled(t, pattern, level, space) for t in tensors], count, space, reduce)
+    cuts = smallest([levelled(t, level, space) for t in tensors], count, space, reduce)
     return [Cut(c.key, c.index, level) for c in cuts]

@@ -32,8 +32,10 @@ from .criteria import Criterion, describe, is_named, magnitude
 from .elements import Facts
 from .keys import key_at_least
 from .lamp import Counted, all_finite, count_together, lamp_counts
-from .patterns import NM, Block, Channel, Pattern
-from .plan import Plan, Row, row_of
+from .patterns import NM, Block, Channel, Pattern, Row
+from .plan import Plan, row_of
+from .plan import Row as PlanRow
+from .saliency import is_wanda
 from .select import Cut, identity
 from .spelling import Allocation, allocation_of, criterion_of, describe_allocation, pattern_of
 from .types import Parts, Reduce, Spec
@@ -57,13 +59,14 @@ class Request:
 
     @staticmethod
     def of(
-        sparsity: Any = None, *, threshold: Any = None, criterion: Any = "magnitude", allocation: Any = "global",
-        pattern: Any = "unstructured", max_sparsity: Any = None, min_keep: Any = 0, nonfinite: Any = "error",
-        on_the_way: bool = False,
+        sparsity: Any = None, *, threshold: Any = None, criterion: Any = "magnitude", allocation: Any = None,
+        pattern: Any = None, max_sparsity: Any = None, min_keep: Any = 0, nonfinite: Any = "error",
+        on_the_way: bool = False, data: bool = False,
     ) -> Request:  # fmt: skip
         """Resolves short forms and refuses what cannot be meant.
 
-        ``on_the_way``: a step of a schedule, at which N:M is given a smaller count than its full one.
+        ``on_the_way``: a step of a schedule, at which N:M is given a smaller count than its full one. ``data``: statistics
+        will be measured, so a criterion may ask for some.
 
         Raises:
             BadInput: a value out of range or unknown.
@@ -81,7 +84,9 @@ class Request:
             raise BadInput(f"min_keep is a count of weights, an int >= 0; got {min_keep!r}.")
         if nonfinite not in NONFINITE:
             raise BadInput(f"nonfinite must be one of {', '.join(NONFINITE)}; got {nonfinite!r}.")
-        p, a, c = pattern_of(pattern), allocation_of(allocation), criterion_of(criterion)
+        c = criterion_of(criterion, data)
+        p = pattern_of(pattern if pattern is not None else "row" if is_wanda(c) else "unstructured")
+        a = allocation_of(allocation if allocation is not None else "uniform" if isinstance(p, Row) else "global", data)
         if isinstance(a, Mapping):
             _check_table(a, "allocation")
         caps = max_sparsity is not None or min_keep > 0
@@ -146,7 +151,7 @@ def make(specs: Sequence[Spec], parts: Parts, request: Request, match: Match, re
     )  # fmt: skip
 
 
-def _planned(spec: Spec, request: Request, asked: int | None, taken: Taken) -> Row:
+def _planned(spec: Spec, request: Request, asked: int | None, taken: Taken) -> PlanRow:
     pattern = request.pattern
     followers = pattern.grid(spec).followers if isinstance(pattern, Channel) else ()
     cut = taken.cut if is_named(request.criterion) else None
@@ -179,7 +184,7 @@ def eligible(specs: Sequence[Spec], pattern: Pattern) -> tuple[list[Spec], list[
     return out, [f"{len(odd)} tensors cannot carry {pattern} and stay dense: {'; '.join(odd)}"] if odd else []
 
 
-def _warnings(rows: Sequence[Row]) -> list[str]:
+def _warnings(rows: Sequence[PlanRow]) -> list[str]:
     pruned = [r for r in rows if r.skip is None and r.numel]
     empty = [r.name for r in pruned if r.zeros == r.numel]
     emptied = [r.name for r in pruned if r.prune == r.numel and r.zeros != r.numel]
@@ -235,8 +240,8 @@ class _Maker:
         r = self.request
         if r.threshold is not None:
             return [None] * len(self.specs), [self._below(s, r.threshold) for s in self.specs]
-        if isinstance(self.selector, Groups):
-            assert isinstance(r.pattern, NM) and r.sparsity is not None
+        if isinstance(self.selector, Groups) and isinstance(r.pattern, NM):
+            assert r.sparsity is not None
             if r.sparsity < 1 - r.pattern.keep / r.pattern.of:
                 return [None] * len(self.specs), self.selector.take(self.specs, self._total())
             counts = [self.selector.full_count(s) for s in self.specs]

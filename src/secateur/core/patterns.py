@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -13,6 +14,22 @@ from .types import Spec
 
 Reduction = Literal["mean", "l1", "l2", "max"]
 REDUCTIONS = ("mean", "l1", "l2", "max")
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How a row-major tensor falls into groups: ``(outer, groups, of, inner)``; no group may lose more than ``most``."""
+
+    outer: int
+    groups: int
+    of: int
+    inner: int
+    most: int
+
+    @property
+    def run(self) -> int:
+        """Length of the contiguous run that holds whole groups."""
+        return max(1, self.of * self.inner)
 
 
 @runtime_checkable
@@ -85,18 +102,54 @@ class NM:
             return f"its {size} inputs do not divide into groups of {self.of}"
         return None
 
-    def layout(self, spec: Spec) -> tuple[int, int, int]:
-        """(outer, groups, inner): the row-major tensor seen as ``(outer, groups, of, inner)``."""
+    def grouping(self, spec: Spec) -> Grouping:
+        """The groups of one tensor."""
         assert spec.in_dim is not None
-        outer = inner = 1
-        for s in spec.shape[: spec.in_dim]:
-            outer *= s
-        for s in spec.shape[spec.in_dim + 1 :]:
-            inner *= s
-        return outer, spec.shape[spec.in_dim] // self.of, inner
+        outer, inner = prod(spec.shape[: spec.in_dim]), prod(spec.shape[spec.in_dim + 1 :])
+        return Grouping(outer, spec.shape[spec.in_dim] // self.of, self.of, inner, self.of - self.keep)
 
     def __str__(self) -> str:
         return f"{self.keep}:{self.of}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Single weights that compete only inside their output row, so that every output feature loses the same share.
+
+    A tensor's count comes from the allocation and is exact; its rows lose equal shares of it, to within one weight: rank by
+    rank, and in the last rank the lowest scores first. It is how Wanda compares (arXiv:2306.11695). A row of a convolution is
+    all weights of one output channel.
+
+    Example:
+        >>> import torch, secateur
+        >>> w = torch.tensor([[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0]])
+        >>> _ = secateur.prune(w, 0.5, pattern=secateur.Row())
+        >>> w
+        tensor([[ 0.,  0.,  3.,  4.],
+                [ 0.,  0., 30., 40.]])
+    """
+
+    def why_not(self, spec: Spec) -> str | None:
+        """The output dim must be known, and the rest of the dims lie on one side of it."""
+        if spec.out_dim is None:
+            return f"which dimension holds the outputs is not known for the role {spec.role!r}"
+        if spec.role == "conv_transpose":
+            return "an output channel of a transposed convolution is not one run of its weight"
+        return None
+
+    def grouping(self, spec: Spec) -> Grouping:
+        """The rows of one tensor, each a group that may go wholly."""
+        assert spec.out_dim is not None
+        inside = [d for d in range(len(spec.shape)) if d != spec.out_dim and d not in spec.batch_dims]
+        after = prod(spec.shape[d] for d in range(len(spec.shape)) if d > max(inside, default=-1))
+        size = prod(spec.shape[d] for d in inside)
+        return Grouping(prod(spec.shape) // max(1, size * after), 1, size, after, size)
+
+    def __str__(self) -> str:
+        return "row"
+
+
+GroupPattern = NM | Row
 
 
 @dataclass(frozen=True)

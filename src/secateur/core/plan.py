@@ -21,7 +21,7 @@ from .choose import Source, selector_of
 from .criteria import Criterion, RandomCriterion, magnitude
 from .elements import chunks_of
 from .keys import FORMATS
-from .patterns import NM, Block, Channel, Member, Pattern
+from .patterns import Block, Channel, GroupPattern, Member, Pattern
 from .select import Cut, identity
 from .spelling import pattern_of
 from .types import Align, Part, Parts, Reduce, Spec
@@ -243,7 +243,7 @@ def _check_chosen(plan: Plan, row: Row) -> None:
     cut = row.cut
     if cut is None:
         return
-    most = plan.pattern.of - plan.pattern.keep if isinstance(plan.pattern, NM) else None
+    most = plan.pattern.grouping(row.spec).most if isinstance(plan.pattern, GroupPattern) else None
     levelled = cut.level is None if most is None else _is_count(cut.level, most)
     low = isinstance(cut.key, int) and not isinstance(cut.key, bool) and -(1 << 63) <= cut.key < 1 << 63
     if not low or not levelled or not _is_count(cut.index, row.numel):

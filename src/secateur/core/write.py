@@ -15,8 +15,9 @@ from .bits import zero_
 from .choose import Source, Taken, Units, selector_of, settled
 from .elements import Measured, Meter
 from .keys import FORMATS
-from .patterns import NM, Block, Channel
-from .plan import Plan, Row, gone, named_criterion
+from .patterns import NM, Block, Channel, Row, Unstructured
+from .plan import Plan, gone, named_criterion
+from .plan import Row as PlanRow
 from .select import identity
 from .types import Align, Part, Parts, Reduce, Spec
 from .units import units_gone
@@ -28,7 +29,7 @@ Write = Callable[[Part], None]
 """Takes a part back that has been written."""
 
 
-def count_row(plan: Plan, row: Row, parts: Parts, reduce: Reduce) -> Taken:
+def count_row(plan: Plan, row: PlanRow, parts: Parts, reduce: Reduce) -> Taken:
     """What a plan's row would do to the tensor as it is now; nothing is written.
 
     Raises:
@@ -38,7 +39,7 @@ def count_row(plan: Plan, row: Row, parts: Parts, reduce: Reduce) -> Taken:
     if plan.masks is None and row.cut is not None:
         source = Source(parts, reduce, named_criterion(plan.criterion), plan.nonfinite)
         selector = selector_of(plan.pattern, source)
-        if not isinstance(plan.pattern, NM | Block | Channel):
+        if isinstance(plan.pattern, Unstructured):
             return settled(selector, source, spec, row.cut)
     meter, before = Meter(spec.dtype), Meter(spec.dtype)
     for part, which in gone(plan, row, parts, reduce):
@@ -59,7 +60,7 @@ def write_rows(plan: Plan, parts: Parts, reduce: Reduce, part_of: PartsOf, write
 
 def _together(plan: Plan, parts: Parts, reduce: Reduce) -> dict[str, Measured]:
     """Single weights by magnitude of tensors that are in memory anyway, in one go."""
-    if reduce is not identity or not _simple(plan) or isinstance(plan.pattern, NM):
+    if reduce is not identity or not _simple(plan) or isinstance(plan.pattern, NM | Row):
         return {}
     whole = []
     for row in plan.chosen:
@@ -78,7 +79,7 @@ def _together(plan: Plan, parts: Parts, reduce: Reduce) -> dict[str, Measured]:
     return {row.name: Measured(*c) for (row, _), c in zip(whole, counted, strict=True)}
 
 
-def _resident(row: Row, parts: Parts) -> Part | None:
+def _resident(row: PlanRow, parts: Parts) -> Part | None:
     """The first part of a row's tensor, if it is in memory anyway; nothing of another store is held on to."""
     return next((part if part.resident else None for part in parts(row.spec, "whole")), None)
 
@@ -89,7 +90,7 @@ def _simple(plan: Plan) -> bool:
     return by_magnitude and not isinstance(plan.pattern, Block | Channel)
 
 
-def _write_row(plan: Plan, row: Row, parts: Parts, reduce: Reduce, part_of: PartsOf, write: Write) -> Measured:
+def _write_row(plan: Plan, row: PlanRow, parts: Parts, reduce: Reduce, part_of: PartsOf, write: Write) -> Measured:
     whole = list(parts(row.spec, "whole"))
     measured = _fast(plan, row, whole) if reduce is identity else None
     if measured is None:
@@ -101,7 +102,7 @@ def _write_row(plan: Plan, row: Row, parts: Parts, reduce: Reduce, part_of: Part
     return measured
 
 
-def _piecewise(plan: Plan, row: Row, whole: list[Part], reduce: Reduce) -> Measured:
+def _piecewise(plan: Plan, row: PlanRow, whole: list[Part], reduce: Reduce) -> Measured:
     """The torch routine, for every pattern, dtype and layout."""
     meter = Meter(row.spec.dtype)
     if all(p.tensor.is_contiguous() for p in whole):
@@ -121,11 +122,13 @@ def _only(part: Part, spec: Spec, align: Align) -> list[Part]:
     return [part]
 
 
-def _fast(plan: Plan, row: Row, found: list[Part]) -> Measured | None:
+def _fast(plan: Plan, row: PlanRow, found: list[Part]) -> Measured | None:
     """Elements and full N:M by magnitude, in contiguous memory."""
     if len(found) != 1 or row.cut is None or not _simple(plan):
         return None
     part = replace(found[0], spec=row.spec)
+    if isinstance(plan.pattern, Row):
+        return None
     if isinstance(plan.pattern, NM):
         if row.cut.level != plan.pattern.of - plan.pattern.keep:
             return None
@@ -139,7 +142,7 @@ def _fast(plan: Plan, row: Row, found: list[Part]) -> Measured | None:
     return result
 
 
-def _follow(plan: Plan, row: Row, parts: Parts, reduce: Reduce, targets: list[Part], write: Write) -> None:
+def _follow(plan: Plan, row: PlanRow, parts: Parts, reduce: Reduce, targets: list[Part], write: Write) -> None:
     """Zeros the slices of a follower whose units go."""
     assert isinstance(plan.pattern, Channel)
     grid = plan.pattern.grid(row.spec)

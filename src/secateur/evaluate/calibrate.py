@@ -1,189 +1,205 @@
-"""Running statistics of BatchNorm, measured again on the network as it is now."""
+"""Statistics of layers, measured on a model with real input, for criteria and solvers that need data."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import is_lazy
 
-from secateur.errors import BadInput, SecateurWarning
+from secateur.core.saliency import STATISTICS, Statistics
+from secateur.core.types import Spec
+from secateur.errors import BadInput
+from secateur.stores.base import choose
+from secateur.stores.memory import MemoryStore
 
+from .batches import device_of, moved, run_batch
+from .blocks import without_cache
 from .mode import only_training
+from .watch import Watch, why_unseen
 
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+INPUTS = ("input_norm", "hessian")
+GRADIENTS = ("grad", "fisher_diag", "hessian_diag", "fisher_inverse_diag")
+CHANNELS = ("channel_activation", "channel_apoz", "norm_scale")
+
+Loss = Callable[[nn.Module, Any], Tensor]
+Forward = Callable[[nn.Module, Any], object]
 
 
-def recalibrate_batchnorm(
-    model: nn.Module,
-    loader: Iterable[Any],
-    *,
-    batches: int | None = None,
-    forward: Callable[[nn.Module, Any], object] | None = None,
-) -> int:
-    """Measures the running statistics of every BatchNorm again, in place, over batches of real input.
+@dataclass(frozen=True)
+class Layer:
+    """What was done to one tensor: see `Step`.
 
-    Pruning changes what reaches each BatchNorm, but its stored mean and variance still describe the dense
-    network. For batches ``b = 1 … n`` with mean ``μ_b`` and unbiased variance ``σ²_b`` per channel::
+    Attributes:
+        name: of the tensor.
+        numel, zeros: its weights, and how many are zero now.
+        seconds: selection or solving, and writing.
+        loss: a solver's reconstruction error; ``None`` where nothing was solved.
+        damping: what a solver added to the Hessian's diagonal; ``None`` where nothing was solved.
+    """
 
-        running_mean = (μ_1 + … + μ_n) / n        running_var = (σ²_1 + … + σ²_n) / n
+    name: str
+    numel: int
+    zeros: int
+    seconds: float
+    loss: float | None = None
+    damping: float | None = None
 
-    Every batch weighs the same, a smaller last one too, and ``running_var`` leaves out how far the batch
-    means lie apart: so take batches of one size, and large ones. Only BatchNorm runs in train mode; dropout
-    and all else stay in eval mode. No gradients, no labels; weights are not touched. The same batches in the
-    same order give the same bits.
+
+@dataclass(frozen=True)
+class Step:
+    """A block that is done, as `Calibration.progress` is told.
+
+    Attributes:
+        block: its name.
+        number, blocks: which one it is, from 1, and how many there are.
+        seconds: for observing its inputs, pruning it and running it again.
+        layers: its pruned tensors.
+    """
+
+    block: str
+    number: int
+    blocks: int
+    seconds: float
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Data to calibrate with, and how the model is run on it.
 
     Args:
-        model: a module with at least one BatchNorm (1d, 2d, 3d, Sync) that tracks running statistics.
-        loader: batches of at least two samples, iterated once. A few hundred batches do. One without an end
-            needs ``batches``.
-        batches: how many batches to use at most; ``None`` for all the loader has.
-        forward: ``forward(model, batch)`` runs the model on one batch; its result is not used. The default
-            calls ``model(batch)`` for a tensor, ``model(batch[0])`` for a tuple or list, ``model(**batch)``
-            for a mapping. Either way the batch is first moved to the device of the model's first parameter.
-
-    Returns:
-        The number of batches used.
-
-    Raises:
-        BadInput: no BatchNorm that tracks statistics, an empty loader, a batch that leaves a BatchNorm one
-            value per channel or makes a statistic NaN or infinite, a batch of a kind the default cannot run.
-            On any error, also in ``forward``, the statistics are put back as they were.
-
-    Warns:
-        SecateurWarning: a BatchNorm that no batch reached; it keeps the statistics it had.
+        batches: batches of real input; iterated once for a measurement, so a list or a loader. A batch is a tensor, a tuple or
+            list whose first entry is the input, or a mapping of keyword arguments; it is moved to the model's device.
+        loss: ``loss(model, batch) -> scalar``, for criteria made of gradients.
+        forward: ``forward(model, batch)`` runs the model on a batch where the default (``model(batch)``, ``model(batch[0])``,
+            ``model(**batch)``) does not; its result is not used.
+        blocks: ``"auto"`` finds the list of layers of a transformer and the children of an ``nn.Sequential``; the name of a
+            module whose children are the blocks; the blocks' names in the order they run; or ``"whole"`` to observe all layers of
+            the dense network in one go.
+        progress: told of every `Step`.
 
     Example:
         >>> import torch, secateur
-        >>> from torch import nn
-        >>> net = nn.Sequential(nn.BatchNorm1d(2, affine=False), nn.Dropout(0.5))
-        >>> inputs = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 3.0], [6.0, 5.0]])
-        >>> labels = torch.zeros(4)
-        >>> secateur.recalibrate_batchnorm(net, [(inputs[:2], labels[:2]), (inputs[2:], labels[2:])])
-        2
-        >>> net[0].running_mean, net[0].running_var, net.training
-        (tensor([3.0000, 2.5000]), tensor([2., 1.]), True)
-
-    Reference:
-        Li et al., EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning, ECCV 2020,
-        arXiv:2007.02491: accuracy after this step predicts that after fine-tuning, accuracy before it does
-        not.
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> batches = [torch.randn(32, 8) for _ in range(4)]
+        >>> secateur.prune(model, 0.5, criterion="wanda", calibration=secateur.Calibration(batches)).sparsity
+        0.5
     """
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and _tracks(m)}
-    _check(model, norms, loader, batches)
-    run = forward or _forward
-    used = 0
-    with torch.no_grad(), only_training(model, norms.values()), _averaging(norms):
-        for batch in islice(loader, batches):
-            used += 1
-            try:
-                run(model, _moved(batch, _device(model)))
-            except ValueError as error:
-                if "more than 1 value per channel" not in str(error):
-                    raise
-                raise BadInput(
-                    f"batch {used} leaves a BatchNorm one value per channel ({error}): its variance is not "
-                    "defined. Use larger batches; DataLoader(…, drop_last=True) drops a last one that is too "
-                    "small."
-                ) from error
-        if not used:
-            raise BadInput("the loader is empty: there is nothing to measure the statistics on. Was it used up before?")
-        _refuse_nonfinite(norms)
-    return used
+
+    batches: Iterable[Any]
+    loss: Loss | None = None
+    forward: Forward | None = None
+    blocks: str | Sequence[str] = "auto"
+    progress: Callable[[Step], None] | None = None
+
+    @staticmethod
+    def of(value: Any) -> Calibration:
+        """A calibration, or batches as one.
+
+        Raises:
+            BadInput: something that gives no batches.
+        """
+        if isinstance(value, Calibration):
+            inner = value.batches
+        else:
+            inner = value
+        if isinstance(inner, Tensor | Mapping | str | bytes) or not isinstance(inner, Iterable):
+            raise BadInput(
+                f"calibration takes batches of input, or secateur.Calibration(batches, …); got a {type(inner).__name__}. For a "
+                "single batch pass [batch]."
+            )
+        return value if isinstance(value, Calibration) else Calibration(value)
 
 
-def _tracks(norm: _BatchNorm) -> bool:
-    return norm.track_running_stats and all(getattr(norm, s) is not None for s in STATISTICS)
+def calibrate(
+    model: nn.Module,
+    calibration: Calibration | Iterable[Any],
+    statistics: Sequence[str] = ("input_norm",),
+    *,
+    include: str | Sequence[str] | None = None,
+    ignore: str | Sequence[str] | None = None,
+    roles: Mapping[str, str] | None = None,
+) -> Statistics:
+    """Measures statistics of the layers of a model, as it is, for criteria that need data.
+
+    The model is in evaluation mode while it runs and as it was afterwards, also after an error; nothing is left on it.
+
+    Args:
+        model: any module.
+        calibration: batches, or a `Calibration`; its ``blocks`` do not matter here.
+        statistics: some of ``input_norm``, ``hessian`` (of layers' inputs); ``grad``, ``fisher_diag``, ``hessian_diag``,
+            ``fisher_inverse_diag`` (of the loss); ``channel_activation``, ``channel_apoz``, ``norm_scale`` (of channels).
+        include, ignore, roles: which tensors, as for `secateur.prune`.
+
+    Returns:
+        ``{tensor name: {statistic: tensor}}``, for `secateur.prune(…, statistics=…)` and criteria of your own.
+
+    Raises:
+        BadInput: an unknown statistic, no batches, a layer that no batch reaches, inputs or gradients that are not finite, a
+            statistic of gradients without a loss.
+
+    Example:
+        >>> import torch, secateur
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> measured = secateur.calibrate(layer, [torch.tensor([[3.0, 0.0], [4.0, 1.0]])])
+        >>> measured["weight"]["input_norm"]
+        tensor([3.5355, 0.7071])
+    """
+    calibration = Calibration.of(calibration)
+    wanted = tuple(dict.fromkeys(statistics))
+    if unknown := [s for s in wanted if s not in STATISTICS]:
+        raise BadInput(f"calibrate knows the statistics {', '.join(STATISTICS)}; got {', '.join(map(repr, unknown))}.")
+    store = MemoryStore(model, roles=roles)
+    specs = choose(store.specs(), include, ignore)
+    store.check(specs)
+    return measure(model, store, [s for s in specs if s.skip is None], calibration, wanted)
 
 
-def _check(model: nn.Module, norms: Mapping[str, _BatchNorm], loader: object, batches: object) -> None:
-    if not norms:
-        raise BadInput(
-            f"this {type(model).__name__} has no BatchNorm that tracks running statistics: there is nothing "
-            "to recalibrate. Networks with LayerNorm or GroupNorm do not need it."
-        )
-    for name, norm in norms.items():
-        if norm.running_mean is not None and is_lazy(norm.running_mean):
-            raise BadInput(f"{name!r} is lazy and has no statistics yet: run the model once first.")
-    if isinstance(loader, Tensor | Mapping):
-        raise BadInput(
-            f"loader is a {type(loader).__name__}: iterating it does not give batches. For a single batch pass [batch]."
-        )
-    if batches is not None and (isinstance(batches, bool) or not isinstance(batches, int) or batches < 1):
-        raise BadInput(f"batches={batches!r}: give a whole number of at least 1, or None for all the loader has.")
+def measure(
+    model: nn.Module, store: MemoryStore, specs: Sequence[Spec], calibration: Calibration, wanted: Sequence[str]
+) -> dict[str, dict[str, Tensor]]:
+    """Statistics of some tensors of a model as it is, in as few runs as there are kinds of them."""
+    out: dict[str, dict[str, Tensor]] = {s.name: {} for s in specs}
+    if any(w in INPUTS for w in wanted):
+        _merge(out, observe(model, store, specs, calibration, gram="hessian" in wanted))
+    return out
 
 
-@contextmanager
-def _averaging(norms: Mapping[str, _BatchNorm]) -> Iterator[None]:
-    """Statistics start anew and average with equal weights; on an error they are as before."""
-    before = {n: {s: getattr(m, s).clone() for s in STATISTICS} for n, m in norms.items()}
-    momenta = {n: m.momentum for n, m in norms.items()}
-    try:
-        for m in norms.values():
-            m.reset_running_stats()
-            m.momentum = None
-        yield
-        missed = [n for n, m in norms.items() if not m.num_batches_tracked]
-    except BaseException:
-        _put_back(norms, before)
-        raise
-    finally:
-        for n, m in norms.items():
-            m.momentum = momenta[n]
-    if missed:
-        _put_back(norms, {n: before[n] for n in missed})
-        what = f"no batch reached {', '.join(map(repr, missed))}: statistics left as they were."
-        warnings.warn(what, SecateurWarning, stacklevel=4)
+def _merge(into: dict[str, dict[str, Tensor]], found: Statistics) -> None:
+    for name, values in found.items():
+        into[name] |= values
 
 
-def _put_back(norms: Mapping[str, _BatchNorm], before: Mapping[str, Mapping[str, Tensor]]) -> None:
-    for name, values in before.items():
-        for statistic, value in values.items():
-            getattr(norms[name], statistic).copy_(value)
+def watched(store: MemoryStore, specs: Sequence[Spec], gram: bool) -> Watch:
+    """A `Watch` over the layers of some tensors.
+
+    Raises:
+        BadInput: a tensor whose layer's inputs cannot be observed.
+    """
+    for s in specs:
+        if why := why_unseen(s):
+            raise BadInput(f"{s}: {why}. Leave it out with ignore=, or take a criterion that needs no data.")
+    return Watch([(s, store.entry(s).tensor) for s in specs], gram=gram)
 
 
-def _refuse_nonfinite(norms: Mapping[str, _BatchNorm]) -> None:
-    for name, norm in norms.items():
-        for statistic in STATISTICS[:2]:
-            bad = int((~torch.isfinite(getattr(norm, statistic))).sum())
-            if bad:
-                raise BadInput(
-                    f"{statistic} of {name!r} would hold {bad} NaN or infinite values: a batch, or what the "
-                    "network made of it, is not finite. Look for NaN in the inputs and in the weights."
-                )
+def observe(
+    model: nn.Module, store: MemoryStore, specs: Sequence[Spec], calibration: Calibration, gram: bool
+) -> Statistics:
+    """``input_norm`` and, with ``gram``, ``hessian`` of every layer, from one run of the dense model a batch."""
+    watch, run, count = watched(store, specs, gram), calibration.forward or run_batch, 0
+    device = device_of(model)
+    with torch.no_grad(), only_training(model), without_cache(model), watch:
+        for batch in calibration.batches:
+            run(model, moved(batch, device))
+            count += 1
+    if not count:
+        raise BadInput("the calibration is empty: there is no batch to run. Was its loader used up before?")
+    return {name: seen.statistics() for name, seen in watch.seen.items()}
 
 
-def _device(model: nn.Module) -> torch.device:
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    raise AssertionError("a BatchNorm that tracks statistics has buffers")
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    """The batch, every tensor on ``device``; what has its own ``to`` (a tokenizer's output) uses that."""
-    if callable(getattr(batch, "to", None)):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {k: _moved(v, device) for k, v in batch.items()}
-    if isinstance(batch, list | tuple):
-        items = [_moved(v, device) for v in batch]
-        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
-    return batch
-
-
-def _forward(model: nn.Module, batch: Any) -> object:
-    if isinstance(batch, Tensor):
-        return model(batch)
-    if isinstance(batch, list | tuple) and batch:
-        return model(batch[0])
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    raise BadInput(
-        f"a batch is a {type(batch).__name__}: give forward=, a function of model and batch that runs one on the other."
-    )
+def each_batch(calibration: Calibration) -> Iterator[Any]:
+    """The batches, once."""
+    return iter(calibration.batches)

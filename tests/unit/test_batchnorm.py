@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from secateur.errors import BadInput, SecateurWarning
-from secateur.evaluate.calibrate import recalibrate_batchnorm
+from secateur.evaluate.batchnorm import recalibrate_batchnorm
 
 
 def net() -> nn.Sequential:

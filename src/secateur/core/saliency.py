@@ -1,0 +1,276 @@
+"""Criteria that need data: functions of a weight and of statistics, which `secateur.calibrate` measures.
+
+Each takes the weight and, by name, the statistics it is made of: ``(weight, *, statistic, …) -> score``, same shape, higher =
+keep. `bind` joins one with the statistics of a model's tensors, which makes of it a criterion like any other.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from secateur.errors import BadInput
+
+from .criteria import PROVIDED, Criterion
+
+Statistics = Mapping[str, Mapping[str, Tensor]]
+"""``{tensor name: {statistic: tensor}}``, as `secateur.calibrate` returns them."""
+
+DIMS = ("out_dim", "in_dim")
+STATISTICS = {
+    "input_norm": "root mean square of each input feature, (in,)",
+    "grad": "mean gradient of the loss, of the weight's shape",
+    "fisher_diag": "mean of squared gradients, of the weight's shape",
+    "hessian_diag": "diagonal of the Hessian of the loss, of the weight's shape",
+    "fisher_inverse_diag": "diagonal of the inverse of the block Fisher matrix, of the weight's shape",
+    "hessian": "2/n Σ x xᵀ over the layer's inputs, (in, in)",
+    "channel_activation": "mean |activation| of each output channel, (out,)",
+    "channel_apoz": "share of zero activations of each output channel, (out,)",
+    "norm_scale": "|gamma| of the BatchNorm behind each output channel, (out,)",
+}
+"""What calibration can measure of a tensor, by the name criteria ask for it."""
+
+
+def wanda(weight: Tensor, *, input_norm: Tensor, in_dim: int) -> Tensor:
+    r"""``|w_ij| · ‖x_j‖``: the magnitude of what a weight adds to its output.
+
+    The paper compares inside each output row, which is the pattern ``"row"`` here and what ``criterion="wanda"`` means where no
+    pattern is named. ``‖x_j‖`` is the root mean square over all tokens: rows are compared with themselves, so the scale drops
+    out. The paper's code floors the count of each row; here a tensor's count is exact and its rows differ by one at most.
+
+    Args:
+        weight: any shape with an input dimension; of a convolution, every kernel position has an input feature of its own.
+        input_norm: ``(in,)`` for a matrix; ``(groups, in / groups * kernel)`` for a convolution, flat where there is one group.
+        in_dim: the dimension of the weight that holds the input features.
+
+    Returns:
+        Scores, float32, of the weight's shape.
+
+    Example:
+        >>> import torch, secateur
+        >>> w = torch.tensor([[3.0, 1.0]])
+        >>> secateur.criteria.wanda(w, input_norm=torch.tensor([0.1, 2.0]), in_dim=1)
+        tensor([[0.3000, 2.0000]])
+
+    Sun et al., "A simple and effective pruning approach for large language models" (arXiv:2306.11695).
+    """
+    return weight.float().abs() * _along(input_norm.float(), weight, in_dim)
+
+
+def _along(vector: Tensor, weight: Tensor, dim: int) -> Tensor:
+    """A statistic of the input features, shaped to multiply the weight."""
+    if vector.numel() == weight.shape[dim]:
+        shape = [1] * weight.dim()
+        shape[dim] = -1
+        return vector.reshape(shape)
+    groups = vector.numel() // max(1, weight[0].numel())
+    return (
+        vector.reshape(groups, 1, *weight.shape[1:])
+        .expand(-1, len(weight) // groups, *weight.shape[1:])
+        .reshape(weight.shape)
+    )
+
+
+def taylor(weight: Tensor, *, grad: Tensor) -> Tensor:
+    r"""``|w · ∂L/∂w|``: the first-order estimate of what removing a weight does to the loss ("saliency").
+
+    Args:
+        weight, grad: of one shape; the gradient is the mean over the calibration batches.
+
+    Returns:
+        Scores, float32.
+
+    Example:
+        >>> import torch, secateur
+        >>> secateur.criteria.taylor(torch.tensor([2.0, -3.0]), grad=torch.tensor([0.5, 0.1]))
+        tensor([1.0000, 0.3000])
+
+    Molchanov et al., "Importance estimation for neural network pruning" (arXiv:1906.10771), for single weights.
+    """
+    return (weight.float() * grad.float()).abs()
+
+
+def snip(weight: Tensor, *, grad: Tensor) -> Tensor:
+    r"""``|w · ∂L/∂w|`` at initialisation: connection sensitivity, for pruning before training.
+
+    The paper divides by the sum over all weights, which changes no order and is left out. The gradient of one large batch is
+    meant: one batch in the calibration.
+
+    Args:
+        weight, grad: of one shape.
+
+    Returns:
+        Scores, float32.
+
+    Example:
+        >>> import torch, secateur
+        >>> secateur.criteria.snip(torch.tensor([2.0]), grad=torch.tensor([-0.5]))
+        tensor([1.])
+
+    Lee et al., "SNIP: single-shot network pruning based on connection sensitivity" (arXiv:1810.02340).
+    """
+    return taylor(weight, grad=grad)
+
+
+def obd(weight: Tensor, *, hessian_diag: Tensor) -> Tensor:
+    r"""``½ H_ii w_i²``: optimal brain damage, with the Hessian's diagonal.
+
+    A diagonal of a trained network's Hessian may be negative in places; such weights come first, as removing them is
+    predicted to lower the loss.
+
+    Args:
+        weight, hessian_diag: of one shape.
+
+    Returns:
+        Scores, float32.
+
+    Example:
+        >>> import torch, secateur
+        >>> secateur.criteria.obd(torch.tensor([2.0, 1.0]), hessian_diag=torch.tensor([0.5, 3.0]))
+        tensor([1.0000, 1.5000])
+
+    LeCun, Denker and Solla, "Optimal brain damage" (NeurIPS 1989).
+    """
+    return 0.5 * hessian_diag.float() * weight.float().square()
+
+
+def fisher(weight: Tensor, *, fisher_diag: Tensor) -> Tensor:
+    r"""``½ F_ii w_i²`` with the diagonal of the empirical Fisher matrix, the mean of squared gradients.
+
+    Args:
+        weight, fisher_diag: of one shape; the mean is over the calibration's gradients, one a batch.
+
+    Returns:
+        Scores, float32.
+
+    Example:
+        >>> import torch, secateur
+        >>> secateur.criteria.fisher(torch.tensor([2.0]), fisher_diag=torch.tensor([0.5]))
+        tensor([1.])
+
+    Theis et al., "Faster gaze prediction with dense networks and Fisher pruning" (arXiv:1801.05787), for single weights.
+    """
+    return 0.5 * fisher_diag.float() * weight.float().square()
+
+
+def woodfisher(weight: Tensor, *, fisher_inverse_diag: Tensor) -> Tensor:
+    r"""``w_i² / (2 [F⁻¹]_ii)`` with blocks of the empirical Fisher matrix: the loss after the others have made up for it.
+
+    The mask alone; ``solver="woodfisher"`` also moves the weights that stay.
+
+    Args:
+        weight, fisher_inverse_diag: of one shape.
+
+    Returns:
+        Scores, float32.
+
+    Example:
+        >>> import torch, secateur
+        >>> secateur.criteria.woodfisher(torch.tensor([2.0]), fisher_inverse_diag=torch.tensor([4.0]))
+        tensor([0.5000])
+
+    Singh and Alistarh, "WoodFisher: efficient second-order approximation for neural network compression" (arXiv:2004.14340);
+    Kurtic et al., "The optimal BERT surgeon" (arXiv:2203.07259).
+    """
+    return weight.float().square() / (2 * fisher_inverse_diag.float())
+
+
+def movement(weight: Tensor, *, grad: Tensor) -> Tensor:
+    r"""``-w · ∂L/∂w``: whether training moves a weight away from zero, at a single point.
+
+    Movement pruning adds this up over a whole fine-tuning, which `secateur.dynamic` does.
+
+    Args:
+        weight, grad: of one shape.
+
+    Returns:
+        Scores, float32.
+
+    Example:
+        >>> import torch, secateur
+        >>> secateur.criteria.movement(torch.tensor([2.0, 2.0]), grad=torch.tensor([-0.5, 0.5]))
+        tensor([ 1., -1.])
+
+    Sanh, Wolf and Rush, "Movement pruning: adaptive sparsity by fine-tuning" (arXiv:2005.07683).
+    """
+    return -weight.float() * grad.float()
+
+
+NAMED: dict[str, Criterion] = {
+    "wanda": wanda, "taylor": taylor, "snip": snip, "obd": obd, "fisher": fisher, "woodfisher": woodfisher,
+    "movement": movement,
+}  # fmt: skip
+"""The criteria that can be asked for by name where there is data."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """A criterion with the statistics it asks for; what `bind` returns."""
+
+    criterion: Criterion
+    statistics: Statistics
+    dims: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+
+    @property
+    def __name__(self) -> str:
+        return str(getattr(self.criterion, "__name__", type(self.criterion).__name__))
+
+    def __call__(self, weight: Tensor, *, name: str, index: Tensor) -> Tensor:
+        known: dict[str, Any] = {
+            "name": name,
+            "index": index,
+            **dict(zip(DIMS, self.dims.get(name, (None, None)), strict=True)),
+        }
+        measured = self.statistics.get(name, {})
+        asked = {p.name: p for p in inspect.signature(self.criterion).parameters.values()}
+        extra = {n: known[n] for n in asked if n in known}
+        for n in needs(self.criterion):
+            if n not in measured:
+                raise BadInput(
+                    f"the criterion {self.__name__} needs {n!r} of {name!r}, which the statistics do not have."
+                )
+            extra[n] = measured[n].to(weight.device)
+        return self.criterion(weight, **extra)
+
+
+def needs(criterion: Callable[..., Tensor]) -> tuple[str, ...]:
+    """The statistics a criterion cannot do without: what it asks for by name beyond the weight, its name, index and dims.
+
+    >>> needs(wanda), needs(taylor)
+    (('input_norm',), ('grad',))
+    """
+    try:
+        params = list(inspect.signature(criterion).parameters.values())[1:]
+    except ValueError:
+        return ()
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(
+        p.name for p in params if p.kind in kinds and p.default is p.empty and p.name not in (*PROVIDED, *DIMS)
+    )
+
+
+def is_wanda(criterion: Criterion) -> bool:
+    """Whether a criterion is Wanda's, which compares inside rows."""
+    return isinstance(criterion, Bound) and criterion.criterion is wanda
+
+
+def bind(
+    criterion: Criterion, statistics: Statistics, dims: Mapping[str, tuple[int | None, int | None]] | None = None
+) -> Bound:
+    """A criterion that looks its statistics up by the tensor's name.
+
+    Args:
+        criterion: ``(weight, *, statistic, …) -> score``.
+        statistics: ``{tensor name: {statistic: tensor}}``.
+        dims: ``{tensor name: (out_dim, in_dim)}``, for criteria that ask for them.
+
+    >>> import torch
+    >>> by_fisher = bind(fisher, {"fc.weight": {"fisher_diag": torch.tensor([2.0])}})
+    >>> by_fisher(torch.tensor([3.0]), name="fc.weight", index=torch.tensor([0]))
+    tensor([9.])
+    """
+    return Bound(criterion, statistics, dims or {})
