@@ -165,7 +165,9 @@ def subject_of(size: Size) -> Subject:
 def _stand_in() -> nn.Module:
     from transformers import BertConfig, BertModel
 
-    config = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.5
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return BertModel(config).eval()

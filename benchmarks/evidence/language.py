@@ -186,7 +186,7 @@ def _stand_in() -> Subject:
 
     config = LlamaConfig(
         vocab_size=256, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=True, use_cache=False,
+        num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=True, use_cache=False, initializer_range=0.2,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +90,6 @@ def pruned(
     model = copy.deepcopy(model).to(current().device)
     if point.method in CALIBRATED:
         more["calibration"] = batches()
-    gc.collect()
     told = machine.forget_peak()
     held, start = machine.held_bytes(), perf_counter()
     with warnings.catch_warnings():
