@@ -9,6 +9,7 @@
 from secateur.api import apply, from_torch_prune, inspect, masks, plan, prune
 from secateur.core import saliency as criteria
 from secateur.core import schedules
+from secateur.core import solve as solvers
 from secateur.core.criteria import elementwise, magnitude, random
 from secateur.core.owl import OWL
 from secateur.core.patterns import NM, Block, Channel, Row, Unstructured
@@ -75,4 +76,5 @@ __all__ = [
     "regularize",
     "save_plan",
     "schedules",
+    "solvers",
 ]

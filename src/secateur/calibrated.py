@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.carry import Globs, carry_out, count_rows, plan_over
-from secateur.core.criteria import magnitude
+from secateur.core.criteria import describe, magnitude
 from secateur.core.make import Request
 from secateur.core.owl import OWL, outliers
 from secateur.core.patterns import NM, Unstructured
@@ -289,17 +289,22 @@ class _Job:
         finally:
             self._kept.clear()
 
+    def _method(self) -> str:
+        """What decided which weights go, and what moved the others."""
+        criterion = describe(self.request.criterion)
+        if self.solver is None:
+            return criterion
+        return f"{criterion} + {solver_name(self.solver)}" if asks_for_mask(self.solver) else solver_name(self.solver)
+
     def report(self) -> Report:
         """What was counted."""
         rest = count_rows([s for s in self.specs if s.name not in self.rows], self.store)
         rows = sorted((*self.rows.values(), *rest), key=lambda r: r.name)
         what = {
             "sparsity": self.draft.sparsity, "threshold": self.draft.threshold,
-            "criterion": str(getattr(self.request.criterion, "__name__", self.draft.criterion)),
+            "criterion": self._method(),
             "allocation": self.draft.allocation, "pattern": str(self.draft.pattern),
         }  # fmt: skip
-        if self.solver is not None:
-            what["solver"] = solver_name(self.solver)
         return Report(tuple(rows), what, tuple(dict.fromkeys(self.notes)))
 
 

@@ -153,7 +153,7 @@ def choose_groups(layer: Layer, scale: Tensor, pattern: NM) -> Choose:
 
     def choose(columns: Tensor, at: int) -> Tensor:
         keys = _keys(layer, scale, columns, at)
-        ranks = group_ranks(keys.reshape(-1), layer.spec, pattern).view(keys.shape)
+        ranks = group_ranks(keys.reshape(-1), pattern.grouping(layer.spec)).view(keys.shape)
         return ((ranks < pattern.of - pattern.keep) | layer.zero[:, at : at + pattern.of]).t()
 
     return choose
