@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks.evidence.common import Setup, Unfinished, using
 from benchmarks.result import Result
 
-STUDIES = ("mnist1d", "lenet", "cnn", "peers", "regularize")
+STUDIES = ("mnist1d", "lenet", "cnn", "peers", "regularize", "movement")
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 
 
