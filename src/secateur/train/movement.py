@@ -93,7 +93,8 @@ def movement(*, every: int = 10, end: int) -> Movement:
     Give the schedule some updates before it prunes (``begin``): before the first there are no scores.
 
     What is pruned keeps its value outside the model, and does not move; when it comes back it has that value, and the
-    optimizer's state of it begins at zero. Scores and values take 4 bytes and the weight's own size a weight, until ``end``.
+    optimizer's state of it begins at zero. Scores and values take 4 bytes and the weight's own size a weight, until ``end``;
+    making a mask takes 8 more for the moment, and the time of some updates of the scores.
 
     The paper has a learning rate for the scores; a constant one changes nothing in their order, and is left out. The paper's
     code trains the scores by AdamW with warm-up and decay, lets decay and momentum move what is pruned, and makes the mask
