@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from secateur.core.allocate import Bounds, check_sparsity, level_counts, prune_count
@@ -77,6 +79,13 @@ class Allocation:
             )
         return _weights(self.scan, total, zeros)
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """The same as sparsities by name, for a recipe or a file: a mapping that is rounded to these very counts."""
+        sizes = {p.name: p.numel for layer in usable(self.scan) for p in layer.pieces}
+        # Of a tensor that is to be wholly zero a quarter of a weight is left, which is rounded away: 1 is no sparsity.
+        return {n: min(c, sizes[n] - 0.25) / sizes[n] if sizes[n] else 0.0 for n, c in self.counts.items()}
+
     def __str__(self) -> str:
         from secateur.report.sensitivity_words import allocation_text
 
@@ -105,7 +114,7 @@ def allocate(scan: Sensitivity, share: Any, budget: Any, flops: Flops | None) ->
         counts = _weights(scan, prune_count(total, share), zeros)
     else:
         worth, whole = _worth(scan, flops)
-        counts = _solved(scan, worth, share * whole * (1 + 1e-12), whole, zeros, budget)  # rounding never falls short
+        counts = _solved(scan, worth, math.ceil(Fraction(str(share)) * whole), whole, zeros, budget)
     loss = sum(_predicted(scan, layer, counts) for layer in usable(scan))
     return Allocation(sum(counts.values()) / total, counts, loss, budget, share, scan)
 
@@ -121,12 +130,12 @@ def _weights(scan: Sensitivity, total: int, zeros: Mapping[str, int]) -> dict[st
     return _solved(scan, worth, total, of, zeros, "weights")
 
 
-def _worth(scan: Sensitivity, flops: Flops | None) -> tuple[dict[str, float], float]:
+def _worth(scan: Sensitivity, flops: Flops | None) -> tuple[dict[str, float], int]:
     """What a zero of each tensor saves, and the whole of which a share is to be saved: bytes, or FLOPs where some are given."""
     pieces = [p for layer in usable(scan) for p in layer.pieces]
     if flops is None:
-        return {p.name: float(p.bytes) for p in pieces}, float(sum(p.bytes * p.numel for p in pieces))
-    return {p.name: _flops_of(p, flops) / p.numel if p.numel else 0.0 for p in pieces}, float(flops.total)
+        return {p.name: float(p.bytes) for p in pieces}, sum(p.bytes * p.numel for p in pieces)
+    return {p.name: _flops_of(p, flops) / p.numel if p.numel else 0.0 for p in pieces}, flops.total
 
 
 def _flops_of(piece: Piece, flops: Flops) -> int:

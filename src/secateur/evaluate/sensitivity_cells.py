@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from .mode import only_training
 from .sensitivity_facts import Layer, Point, read, read_point, told
 
 Evaluate = Callable[[nn.Module], Any]
+T = TypeVar("T")
 NAMELESS = "metric"
 """What the number is called of an ``evaluate`` that returns one without a name."""
 
@@ -45,24 +46,23 @@ class Cells:
         if self._root is not None:
             self._root.mkdir(exist_ok=True)
 
-    def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A cell that is there; else what ``make`` gives, which is then there.
+    def kept(self, name: str, make: Callable[[], dict[str, Any]], parsed: Callable[[Any], T]) -> T:
+        """A cell that is there; else what ``make`` gives, which is then there. ``parsed`` turns JSON into what it says.
 
         Raises:
             BadInput: the file of a cell is broken.
         """
         if self._root is None:
-            return make()
+            return parsed(make())
         path = self._root / name
         if not path.exists():
             text = json.dumps(make(), allow_nan=False)
             with staged(path, False, len(text)) as stage:
                 stage.write_text(text, "utf-8")
         try:
-            found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            return found
-        except (OSError, ValueError) as e:
-            raise BadInput(f"{path} cannot be read: {e}. Remove it, and it is measured again.") from None
+            return parsed(json.loads(path.read_text("utf-8")))
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as e:
+            raise BadInput(f"{path} cannot be read: {e!r}. Remove it, and it is measured again.") from None
 
 
 class Meter:
@@ -106,7 +106,7 @@ class Meter:
             BadInput: ``evaluate`` changed the model; the metric is not finite, is not there, or does not tell which way is
                 better.
         """
-        self.dense = read(cells.kept("dense.json", lambda: told(self._first())))
+        self.dense = cells.kept("dense.json", lambda: told(self._first()), read)
         self._choose(self.dense)
 
     def _first(self) -> dict[str, float]:
@@ -169,7 +169,7 @@ def measured(
     """One layer at the sparsity of a request: measured now, or read where that was done before."""
     assert request.sparsity is not None
     name = _file_of(layer.name, request.sparsity)
-    return read_point(cells.kept(name, lambda: _told_of(layer, _measure(meter, store, layer, specs, request))))
+    return cells.kept(name, lambda: _told_of(layer, _measure(meter, store, layer, specs, request)), read_point)
 
 
 def _told_of(layer: Layer, point: Point) -> dict[str, Any]:

@@ -299,7 +299,7 @@ class Sensitivity:
         yield from renderables(self)
 
 
-def told(metrics: Mapping[str, float]) -> dict[str, float | str]:
+def told(metrics: Mapping[str, float]) -> dict[str, Any]:
     """Metrics as strict JSON holds them: those that are not finite as ``"nan"``, ``"inf"``, ``"-inf"``."""
     return {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
 

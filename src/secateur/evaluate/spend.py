@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-GRID = 64
-"""Steps that a layer's counts are looked at in, beside the measured ones; a layer of no more weights, one by one."""
+GRID, FINEST, COARSEST = 4096, 1024, 32
+"""Steps that the counts of all layers together are looked at in, beside the measured ones, and those of one layer at the most
+and at the least; a layer of no more weights than it has steps is looked at one by one."""
 STATES = 2048
 """Ways to begin that are gone on with, at most, after each layer; of no more than that, none is ever left out."""
 EVEN = 1e-6
@@ -60,9 +61,10 @@ def cheapest(curves: Sequence[Curve], gains: Sequence[float], need: float) -> li
 
     Minimises ``Σ f_i(z_i)`` subject to ``Σ gain_i · z_i >= need`` and ``low_i <= z_i <= high_i``. Such losses need not be
     convex, so raising one slope after another is not enough: layer by layer, all ways to begin are kept that no other
-    way beats in both gain and loss, over `GRID` steps a layer. Where that are more than `STATES`, the best of each stretch
+    way beats in both gain and loss, over the steps of `GRID`. Where that are more than `STATES`, the best of each stretch
     of gains are kept. Then what is too much is given back, and zeros are exchanged between pairs of layers as long as that
-    lowers the sum. Exact for up to `GRID` weights a layer and `STATES` in all, but for `EVEN`.
+    lowers the sum. Exact for layers of no more weights than steps, and `STATES` in all, but for `EVEN`; for larger
+    ones to within what a step costs.
 
     Args:
         curves: one a layer.
@@ -76,7 +78,8 @@ def cheapest(curves: Sequence[Curve], gains: Sequence[float], need: float) -> li
         >>> cheapest([Curve((0, 50, 90), (0.0, 1.0, 5.0)), Curve((0, 90), (0.0, 9.0))], [1.0, 1.0], 80)
         [50, 30]
     """
-    knots = [_knots(c) for c in curves]
+    steps = max(COARSEST, min(FINEST, GRID // len(curves)))
+    knots = [_knots(c, steps) for c in curves]
     size = [float(np.ptp(c.loss)) for c in curves]
     even = EVEN * (sum(size) or 1.0) / max(sum(c.high for c in curves), 1)
     prices = [
@@ -92,10 +95,9 @@ def cheapest(curves: Sequence[Curve], gains: Sequence[float], need: float) -> li
     return counts
 
 
-def _knots(curve: Curve) -> np.ndarray:
+def _knots(curve: Curve, steps: int) -> np.ndarray:
     """Counts to look at: the measured ones, and a grid between the lowest and the highest."""
-    steps = min(curve.high - curve.low, GRID) + 1
-    grid = np.round(np.linspace(curve.low, curve.high, steps)).astype(np.int64)
+    grid = np.round(np.linspace(curve.low, curve.high, min(curve.high - curve.low, steps) + 1)).astype(np.int64)
     return np.union1d(grid, np.asarray(curve.zeros, np.int64))
 
 

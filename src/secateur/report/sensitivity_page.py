@@ -17,6 +17,7 @@ from .sensitivity_words import (
     drops_of,
     finite_drops,
     median,
+    moves,
     note_of,
     shown,
     sparsity_for,
@@ -131,7 +132,8 @@ def picked(scan: Sensitivity) -> list[Layer]:
     most = STYLES - 1
     if len(layers) <= most or at is None:
         return layers[:most]
-    order = sorted((x for x in layers if scan.drop(x, at) is not None), key=lambda x: -(scan.drop(x, at) or 0.0))
+    able = [x for x in layers if scan.drop(x, at) is not None and moves(scan, x)]
+    order = sorted(able, key=lambda x: -(scan.drop(x, at) or 0.0))
     wanted = [layers[0], layers[-1], *order[: most - 4], *order[-2:], *order]
     chosen = {x.name for x in list(dict((x.name, x) for x in wanted).values())[:most]}
     return [x for x in layers if x.name in chosen]

@@ -141,7 +141,7 @@ def _lost(scan: Sensitivity, drop: float, at: float) -> str:
     if not float(f"{drop:.{digits}f}"):
         return f"{name} stays the same at {percent(at)}"
     way = "falls" if (drop > 0) == scan.higher_is_better else "rises"
-    return f"{name} {way} by {abs(drop):.{digits}f} at {percent(at)}"
+    return f"{name} {way} by {shown(abs(drop), digits)} at {percent(at)}"
 
 
 def _against(scan: Sensitivity, drop: float, middle: float | None, count: int) -> str:
@@ -152,13 +152,13 @@ def _against(scan: Sensitivity, drop: float, middle: float | None, count: int) -
     if math.isinf(middle):
         return ", where the median layer's is not finite"
     if float(f"{middle:.{digits}f}") > 0 and drop > 0:
-        return f", {drop / middle:.1f} times the median layer's {middle:.{digits}f}"
+        return f", {drop / middle:.1f} times the median layer's {shown(middle, digits)}"
     return f"; the median layer's drop is {shown(middle, digits)}"
 
 
 def _ranked(scan: Sensitivity, layers: Sequence[Layer], at: float) -> list[str]:
     digits = digits_of(scan)
-    order = sorted((x for x in layers if _moves(scan, x)), key=lambda layer: -(scan.drop(layer, at) or 0.0))
+    order = sorted((x for x in layers if moves(scan, x)), key=lambda layer: -(scan.drop(layer, at) or 0.0))
     many = min(MOST_NAMED, len(order) // 2)
     if not many:
         return []
@@ -172,7 +172,7 @@ def _ranked(scan: Sensitivity, layers: Sequence[Layer], at: float) -> list[str]:
     ]
 
 
-def _moves(scan: Sensitivity, layer: Layer) -> bool:
+def moves(scan: Sensitivity, layer: Layer) -> bool:
     """Whether pruning a layer changes the metric at any sparsity; one that never does may be one that is not used."""
     return any(drops_of(scan, layer))
 
@@ -185,7 +185,7 @@ def _notes(scan: Sensitivity) -> Iterator[str]:
     if scan.still:
         yield f"{printable(scan.metric)} did not move at all: it may hide damage. Take a finer metric, or more data."
         return
-    deaf = [x.name for x in scan.layers if x.measured and not _moves(scan, x)]
+    deaf = [x.name for x in scan.layers if x.measured and not moves(scan, x)]
     if deaf:
         yield f"Moved nothing at any sparsity: {_some([printable(n) for n in deaf])}. See that the network uses them."
 
@@ -264,7 +264,7 @@ def _allocation(found: Allocation) -> Iterator[RenderableType]:
     way = "fall" if scan.higher_is_better else "rise"
     yield Text(
         f"{sum(found.counts.values()):,} weights, sparsity {found.sparsity:.4%}; {printable(scan.metric)} is predicted to {way} "
-        f"by {found.loss:.{digits}f}",
+        f"by {shown(found.loss, digits)}",
         style="bold",
     )
     yield Text(ASSUMED, style="dim")
