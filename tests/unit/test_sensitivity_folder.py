@@ -70,6 +70,18 @@ def test_sparsities_and_layers_may_be_added(tmp_path: Path) -> None:
     assert more.calls == 3 and scan == sensitivity(model, Counted(inner), (0.5, 0.9), include=["2", "4"])
 
 
+def test_another_metric_is_read_without_measuring_again(tmp_path: Path) -> None:
+    model = net()
+    inner = distance(model)
+    two = Counted(lambda m: {**inner(m), "accuracy": 50.0 - inner(m)["mse"]})
+    first = sensitivity(model, two, (0.5,), folder=tmp_path)
+    other = sensitivity(model, two, (0.5,), metric="accuracy", folder=tmp_path)
+    assert two.calls == 4 and other.metric == "accuracy" and other.baseline == 50.0
+    assert [other.drop(x, 0.5) for x in other] == pytest.approx([first.drop(x, 0.5) for x in first])
+    with pytest.raises(BadInput, match="no metric 'f1'; there are 'mse', 'other', 'accuracy'"):
+        sensitivity(model, two, (0.5,), metric="f1", folder=tmp_path)
+
+
 def other_weights(model: nn.Module) -> dict[str, Any]:
     model[0].weight.data[0, 0] += 1  # type: ignore[index, operator]
     return {}
@@ -79,7 +91,6 @@ OTHER: dict[str, tuple[Callable[[nn.Module], dict[str, Any]], str]] = {
     "weights": (other_weights, "weights: "),
     "criterion": (lambda m: {"criterion": "random"}, r"criterion: 'magnitude' then, 'random\(0\)' now"),
     "pattern": (lambda m: {"pattern": "4x4"}, "pattern: "),
-    "metric": (lambda m: {"metric": "other", "higher_is_better": True}, "metric: None then, 'other' now"),
     "groups": (lambda m: {"groups": {"g": "0"}}, "groups: "),
     "data": (lambda m: {"facts": {"data": "another"}}, "facts: .* then, .*another.* now"),
     "seed": (lambda m: {"seed": 1}, "seed: 0 then, 1 now"),

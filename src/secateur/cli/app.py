@@ -14,6 +14,7 @@ from rich.text import Text
 
 import secateur
 from secateur.errors import OutputExists, SecateurError, SecateurWarning
+from secateur.evaluate.budget import check_budget
 from secateur.report.tables import plan_renderables, printable, renderables
 
 from .pairs import caps_of, pairs_of
@@ -181,6 +182,8 @@ def sensitivity_command(
     """Prune a recipe's dense network one layer at a time, and say which layers can bear what."""
     from . import recipes, sensitivity
 
+    if allocate is not None:
+        check_budget(allocate, budget)
     asked = recipes.prepared(recipe, settings or [], _form(quick, full), resume=True)
     more = {
         "criterion": criterion, "pattern": pattern, "include": include, "ignore": ignore, "metric": metric, "part": on,

@@ -97,11 +97,20 @@ def usable(scan: Sensitivity) -> list[Layer]:
     return [layer for layer in scan.layers if layer.why is None]
 
 
-def allocate(scan: Sensitivity, share: Any, budget: Any, flops: Flops | None) -> Allocation:
-    """See `Sensitivity.allocation`."""
-    share = check_sparsity(share)
+def check_budget(share: Any, budget: Any) -> float:
+    """Refuses a share or a budget that cannot be meant.
+
+    Raises:
+        BadInput: see `Sensitivity.allocation`.
+    """
     if budget not in get_args(Budget):
         raise BadInput(f"budget is one of {', '.join(get_args(Budget))}; got {budget!r}.")
+    return check_sparsity(share)
+
+
+def allocate(scan: Sensitivity, share: Any, budget: Any, flops: Flops | None) -> Allocation:
+    """See `Sensitivity.allocation`."""
+    share = check_budget(share, budget)
     if (flops is None) == (budget == "flops"):
         raise BadInput('flops= goes with budget="flops": what secateur.count_flops(model, example_input) counted.')
     if isinstance(pattern_of(scan.pattern), NM):

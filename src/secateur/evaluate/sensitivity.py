@@ -123,7 +123,7 @@ def sensitivity(
     settings = {
         "scan": 1, "weights": digest(meter.sums), "criterion": criterion,
         "pattern": repr(how.pattern), "roles": dict(roles or {}), "groups": {n: globs(g) for n, g in (groups or {}).items()},
-        "metric": metric, "evaluate": _name_of(evaluate), "seed": seed, "facts": said,
+        "evaluate": _name_of(evaluate), "seed": seed, "facts": said,
     }  # fmt: skip
     root = None if folder is None else Path(folder)
     with nullcontext() if root is None else locked(root, settings):
@@ -142,6 +142,18 @@ def sensitivity(
     if made.still:
         warnings.warn(STILL.format(made.metric), SecateurWarning, stacklevel=2)
     return made
+
+
+def check(
+    model: nn.Module, sparsities: Any = None, *, criterion: Any = "magnitude", pattern: Any = "unstructured",
+    include: Globs = None, ignore: Globs = None, roles: Mapping[str, str] | None = None, groups: Any = None, **_: Any,
+) -> None:  # fmt: skip
+    """Refuses what `sensitivity` would, as far as that can be said without ``evaluate``; takes the same arguments.
+
+    Raises:
+        BadInput, BadTensor, NothingChosen, NotDefined: as `sensitivity`.
+    """
+    _layers(MemoryStore(_module(model), roles=roles), _how(sparsities, criterion, pattern), include, ignore, groups)
 
 
 @dataclass(frozen=True)

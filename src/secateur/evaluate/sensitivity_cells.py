@@ -110,7 +110,7 @@ class Meter:
         self._choose(self.dense)
 
     def _first(self) -> dict[str, float]:
-        metrics = self._metrics()
+        metrics = self.measure()
         self._choose(metrics)
         self.check_unchanged()
         return metrics
@@ -120,19 +120,13 @@ class Meter:
         if not metrics:
             raise BadInput("evaluate returned no metric at all.")
         self.metric = next(iter(metrics)) if self._asked is None else self._asked
-        self._check(metrics)
+        self.check(metrics)
         self.higher_is_better = higher_is_better(self.metric, self._higher)
         if not math.isfinite(metrics[self.metric]):
             raise BadInput(
                 f"{self.metric} of the network as it came is {metrics[self.metric]}: there is nothing to compare with. "
                 "Look for NaN in the weights and in the data."
             )
-
-    def measure(self) -> dict[str, float]:
-        """The metrics of the model as it is now."""
-        metrics = self._metrics()
-        self._check(metrics)
-        return metrics
 
     def check_unchanged(self) -> None:
         """Refuses a model that is not what it was when nothing of it is pruned.
@@ -146,13 +140,19 @@ class Meter:
                 f"evaluate changed the model: {', '.join(changed[:6])} are not what they were. It should run it, no more."
             )
 
-    def _metrics(self) -> dict[str, float]:
+    def measure(self) -> dict[str, float]:
+        """The metrics of the model as it is now."""
         seed_all(self._seed)
         found = self._evaluate(self._model)
         single = isinstance(found, int | float) or (not isinstance(found, Mapping) and getattr(found, "ndim", 1) == 0)
         return numbers_of({self._asked or NAMELESS: found} if single else found)
 
-    def _check(self, metrics: Mapping[str, float]) -> None:
+    def check(self, metrics: Mapping[str, float]) -> None:
+        """Refuses metrics without the one that is looked at.
+
+        Raises:
+            BadInput: it is not there.
+        """
         if self.metric not in metrics:
             raise BadInput(f"evaluate returned no metric {self.metric!r}; there are {', '.join(map(repr, metrics))}.")
 
@@ -169,7 +169,10 @@ def measured(
     """One layer at the sparsity of a request: measured now, or read where that was done before."""
     assert request.sparsity is not None
     name = _file_of(layer.name, request.sparsity)
-    return cells.kept(name, lambda: _told_of(layer, _measure(meter, store, layer, specs, request)), read_point)
+    point = cells.kept(name, lambda: _told_of(layer, _measure(meter, store, layer, specs, request)), read_point)
+    if point.why is None:
+        meter.check(point.metrics)
+    return point
 
 
 def _told_of(layer: Layer, point: Point) -> dict[str, Any]:
@@ -183,7 +186,9 @@ def _measure(meter: Meter, store: MemoryStore, layer: Layer, specs: Sequence[Spe
     if all((r.prune or 0) <= (r.zeros or 0) for r in made.chosen):
         return Point(request.sparsity, layer.zeros, why=_why_nothing(layer, made, request.sparsity))
     with pruned(made, store) as zeros:
-        return Point(request.sparsity, zeros, meter.measure())
+        metrics = meter.measure()
+    meter.check(metrics)
+    return Point(request.sparsity, zeros, metrics)
 
 
 def _why_nothing(layer: Layer, made: Plan, sparsity: float) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.errors import BadInput, OutputExists
 from secateur.evaluate.flops import Flops, count_flops
-from secateur.evaluate.sensitivity import sensitivity
+from secateur.evaluate.sensitivity import check, sensitivity
 from secateur.evaluate.sensitivity_facts import Sensitivity
 from secateur.train.engine import order_of
 
@@ -86,6 +86,7 @@ def scan(
     with held(recipe) as root:
         one = Seed(recipe, root / f"seed-{seed}", seed, progress)
         data, told = _part_of(recipe, one.data, part, seed)
+        check(one.model(), sparsities, **choice)  # before hours of training
         model = one.trained()
         facts = {
             "name": f"{recipe.name}: sensitivity", "network": f"dense, seed {seed}", "measured on": told,
