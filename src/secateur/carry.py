@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateur.core.bits import pack
 from secateur.core.elements import Measured, Meter, chunks_of, survey
 from secateur.core.fast import settle
-from secateur.core.heads import Head, UnitPattern
+from secateur.core.heads import Head
 from secateur.core.keys import FORMATS
 from secateur.core.make import Request, make
 from secateur.core.patterns import Channel, Unstructured
@@ -22,10 +22,11 @@ from secateur.core.plan import Plan, Row, gone, row_of
 from secateur.core.select import Cut, identity
 from secateur.core.types import Part, Spec
 from secateur.core.write import count_row, write_rows
-from secateur.errors import BadInput, BadTensor, OutputExists, PlanMismatch, SecateurError, SecateurWarning
+from secateur.errors import BadInput, OutputExists, PlanMismatch, SecateurError, SecateurWarning
 from secateur.evaluate.norms import firing_norms
 from secateur.report.report import Report, ReportRow
 from secateur.stores.base import Store, choose, matches
+from secateur.stores.followers import check_followers
 from secateur.stores.memory import MemoryStore
 
 Globs = str | Sequence[str] | None
@@ -207,32 +208,6 @@ def plan_of_masks(masks: Mapping[str, Tensor], store: Store) -> Plan:
         more = {"zeros": taken.zeros, "prune": taken.pruned, "threshold": taken.threshold} if taken else {}
         rows.append(row_of(s, **more))
     return replace(empty, rows=tuple(rows))
-
-
-def check_followers(made: Plan, store: Store) -> None:
-    """Refuses tensors that should go with another's units (a bias with its channels) and cannot be written as they are.
-
-    Raises:
-        PlanMismatch: there is no such tensor, or it does not have one element for each unit.
-        BadTensor: it cannot be pruned, or goes with two layers.
-    """
-    specs = {n: s for s in store.specs() for n in (s.name, *s.aliases)}
-    leaders: dict[str, str] = {}
-    for row in made.chosen:
-        for member in row.followers:
-            spec = specs.get(member.name)
-            units = made.pattern.grid(row.spec).units if isinstance(made.pattern, UnitPattern) else 0
-            if spec is None or spec.numel != member.numel(units):
-                raise PlanMismatch(
-                    f"{member.name!r}, the bias of {row.name!r}, should have {member.numel(units)} elements; found {spec}."
-                )
-            if spec.name in leaders:
-                raise BadTensor(
-                    f"the bias {spec} belongs to two layers, {leaders[spec.name]!r} and {row.name!r}, whose pruned channels "
-                    "differ: leave one of them out with ignore=, or give each its own bias."
-                )
-            leaders[spec.name] = row.name
-    store.check([replace(specs[n], skip=None) for n in leaders])
 
 
 def refuse_other(made: Plan, store: Store) -> None:

@@ -34,12 +34,12 @@ def prepared(path: Path, settings: Sequence[str], form: str | None, resume: bool
 
 def run_shown(recipe: Recipe) -> list[Cell]:
     """Runs a recipe with bars on the terminal; silent elsewhere."""
-    with _bars() as (told, say):
+    with bars() as (told, say):
         return run(recipe, told, say)
 
 
 @contextmanager
-def _bars() -> Iterator[tuple[Told, Callable[[str], None]]]:
+def bars() -> Iterator[tuple[Told, Callable[[str], None]]]:
     """A bar for all cells, and one for what is trained now."""
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

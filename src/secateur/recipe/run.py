@@ -46,14 +46,13 @@ def run(recipe: Recipe, progress: Progress = quiet, say: Callable[[str], None] =
         BadInput: the folder is in use, or holds another recipe; a function of the recipe cannot be found.
         BadTensor: a loss or a weight became NaN or infinite; what was finished before is kept.
     """
-    _check_calls(recipe)
-    root, started = Path(recipe.folder), time.perf_counter()
-    with locked(root, recipe.model_dump(mode="json")), _threads(recipe.threads):
+    started = time.perf_counter()
+    with held(recipe) as root:
         cells: list[Cell] = []
         controls = sum(len(m.iterate.controls) for m in recipe.methods.values() if m.iterate is not None)
         each = 1 + (len(recipe.methods) + controls) * len(recipe.sparsities)
         for seed in recipe.seeds:
-            one = _Seed(recipe, root / f"seed-{seed}", seed, progress)
+            one = Seed(recipe, root / f"seed-{seed}", seed, progress)
             for line in one.check():
                 if seed == recipe.seeds[0]:
                     say(line)
@@ -64,6 +63,19 @@ def run(recipe: Recipe, progress: Progress = quiet, say: Callable[[str], None] =
         _write(root / "report.html", page(recipe, root, cells, time.perf_counter() - started))
         _export(recipe, root)
     return cells
+
+
+@contextmanager
+def held(recipe: Recipe) -> Iterator[Path]:
+    """Holds the folder of a recipe's run, which is made if it is not there, and torch at the recipe's threads.
+
+    Raises:
+        BadInput: the folder is in use, or holds another recipe; a function of the recipe cannot be found.
+    """
+    _check_calls(recipe)
+    root = Path(recipe.folder)
+    with locked(root, recipe.model_dump(mode="json")), _threads(recipe.threads):
+        yield root
 
 
 @contextmanager
@@ -94,7 +106,7 @@ def _check_calls(recipe: Recipe) -> None:
             resolve(call)
 
 
-class _Seed:
+class Seed:
     """Everything that is done with one seed."""
 
     def __init__(self, recipe: Recipe, root: Path, seed: int, progress: Progress) -> None:
@@ -103,13 +115,13 @@ class _Seed:
         self.device = device_of(recipe.device)
         self.data: Data = resolve(recipe.data)(seed)
         self.trainer = Trainer(self.data, seed, self.device, progress)
-        self._score = resolve(recipe.evaluate) if recipe.evaluate is not None else accuracy
+        self.score = resolve(recipe.evaluate) if recipe.evaluate is not None else accuracy
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The metrics of a model, in evaluation mode."""
         model.eval()
         with torch.no_grad():
-            return numbers_of(self._score(model, self.data))
+            return numbers_of(self.score(model, self.data))
 
     def model(self) -> nn.Module:
         """The network as the seed initialises it."""
@@ -201,6 +213,14 @@ class _Seed:
             with artefact(folder, model):
                 pass
         self.trainer.done(folder)
+        return self._read(folder)
+
+    def trained(self) -> nn.Module:
+        """The recipe's dense network: read, or trained and put on disk as a run does."""
+        self._cell("dense", 0.0, None)
+        return self._read(self.root / "dense" / "0")
+
+    def _read(self, folder: Path) -> nn.Module:
         model = self.model()
         load_state(model, read_tensors(folder / WEIGHTS))
         return model

@@ -37,7 +37,7 @@ def metric_chart(metric: Metric, styles: dict[str, int], asked: Sequence[float])
     low, high = min(ends), max(ends)
     if metric.unit:  # an interval may leave what per cent can be, the axis does not
         low, high = max(low, 0.0), min(high, 100.0)
-    y = nice_axis("", low, high, lambda v: f"{_number(v)}{metric.unit}")
+    y = nice_axis("", low, high, lambda v: f"{number(v)}{metric.unit}")
     reference = (dense.mean, f"dense {dense.mean:.{metric.digits}f}{metric.unit}") if dense else None
     return line_chart(f"{metric.name} against sparsity", sparsity_axis(asked), y, series, reference)
 
@@ -57,7 +57,7 @@ def difference_chart(metric: Metric, styles: dict[str, int], asked: Sequence[flo
     best = [(m, a) for a in asked for m in metric.ranked(list(styles), a)[:2]]
     whole = [m for s in series for m in s.marks if (s.label, m.x) in best]
     low, high = min([0.0, *(m.low for m in whole)]), max([0.0, *(m.high for m in whole)])
-    y = nice_axis("", low, high, _number)
+    y = nice_axis("", low, high, number)
     return line_chart(f"{metric.name} minus dense", sparsity_axis(asked), y, series, (0.0, "dense"))
 
 
@@ -103,7 +103,7 @@ def loss_chart(method: str, logs: Sequence[Log]) -> str | None:
         return None
     values = [m.y for s in series for m in s.marks]
     low, high = min(values), max(values)
-    y = log_axis("", low, high) if low > 0 and high / low > STEEP else nice_axis("", low, high, _number)
+    y = log_axis("", low, high) if low > 0 and high / low > STEEP else nice_axis("", low, high, number)
     return line_chart(f"{method}: training loss over steps", _step_axis(series), y, series)
 
 
@@ -177,10 +177,10 @@ def _step_axis(series: Sequence[Series]) -> Axis:
     return nice_axis("steps", 0.0, last, lambda v: f"{v / 1000:g}k" if v and last >= 10_000 else f"{v:g}")
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """A tick of an axis.
 
-    >>> _number(0.1 + 0.2), _number(-2.0).replace(MINUS, "-"), _number(1e5)
+    >>> number(0.1 + 0.2), number(-2.0).replace(MINUS, "-"), number(1e5)
     ('0.3', '-2', '100,000')
     """
     return f"{round(value, 10) + 0.0:,.6g}".replace("-", MINUS)

@@ -205,17 +205,17 @@ def _grid(x: Axis, y: Axis, right: float, bottom: float) -> str:
     for value, label in y.ticks:
         at = y.at(value, bottom, TOP)
         parts.append(_segment("grid", LEFT, at, right, at))
-        parts.append(_text(label, LEFT - 7, at + 4, "end"))
+        parts.append(text(label, LEFT - 7, at + 4, "end"))
     free = math.inf
     for value, label in reversed(x.ticks):
         at = x.at(value, LEFT, right)
         parts.append(_segment("axis", at, bottom, at, bottom + 5))
         half = LETTER * len(label) / 2
         if at + half <= free:
-            parts.append(_text(label, at, bottom + 18, "middle"))
+            parts.append(text(label, at, bottom + 18, "middle"))
             free = at - half - 4
     parts.append(_segment("axis", LEFT, bottom, right, bottom))
-    parts.append(_text(x.title, (LEFT + right) / 2, bottom + 37, "middle title"))
+    parts.append(text(x.title, (LEFT + right) / 2, bottom + 37, "middle title"))
     return "".join(parts)
 
 
@@ -264,13 +264,14 @@ def _room(labels: Sequence[str]) -> float:
 def _label(label: str, style: str, end: tuple[float, float], at: tuple[float, float]) -> str:
     line = _segment("leader", end[0] + 5, end[1], at[0] - 2, at[1])
     if len(label) <= LONGEST:
-        return line + _text(label, at[0], at[1] + 4, style)
-    return f"<g><title>{escape(label)}</title>{line}{_text(label[: LONGEST - 1] + '…', at[0], at[1] + 4, style)}</g>"
+        return line + text(label, at[0], at[1] + 4, style)
+    return f"<g><title>{escape(label)}</title>{line}{text(label[: LONGEST - 1] + '…', at[0], at[1] + 4, style)}</g>"
 
 
 def _segment(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
     return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _text(text: str, x: float, y: float, style: str) -> str:
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
+def text(words: str, x: float, y: float, style: str) -> str:
+    """Words at a place, escaped."""
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(words)}</text>'

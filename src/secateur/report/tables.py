@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -121,7 +121,12 @@ def _table(rows: Sequence[tuple[str, tuple[int, ...], str, int | None, int, floa
 
 def as_text(report: Report, width: int = 120) -> str:
     """The report as plain text."""
+    return printed(renderables(report), width)
+
+
+def printed(parts: Iterable[RenderableType], width: int = 120) -> str:
+    """Parts as plain text, one below the other."""
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, highlight=False)
-    for part in renderables(report):
+    for part in parts:
         console.print(part)
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
