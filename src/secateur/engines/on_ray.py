@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from secateur.errors import BadInput
+from secateur.errors import BadInput, SecateurError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -24,6 +25,7 @@ def ray_results(
 
     Raises:
         BadInput: Ray is not installed.
+        SecateurError: Ray gave a job up.
     """
     try:
         import ray  # type: ignore[import-not-found, unused-ignore]
@@ -41,11 +43,14 @@ def ray_results(
     try:
         for _ in jobs:
             for job in islice(ahead, workers - len(waiting)):
-                waiting.append(work.remote(function, job, [*sys.path], str(Path.cwd())))
+                waiting.append(work.remote(pickle.dumps((function, job)), [*sys.path], str(Path.cwd())))
             yield ray.get(waiting[0])
             del waiting[0]
     except ray.exceptions.RayTaskError as e:
         raise e.cause from None
+    except ray.exceptions.RayError as e:
+        why = str(e).splitlines()[0]
+        raise SecateurError(f"Ray gave a job up: {why} What was finished before is kept.") from e
     finally:
         for reference in waiting:
             ray.cancel(reference, force=True)
@@ -53,7 +58,8 @@ def ray_results(
             ray.shutdown()
 
 
-def _there(function: Callable[[Job], Result], job: Job, path: list[str], folder: str) -> Result:
+def _there(work: bytes, path: list[str], folder: str) -> Any:
     sys.path[:] = [*path, *(p for p in sys.path if p not in path)]
     os.chdir(folder)
+    function, job = pickle.loads(work)  # only now, since what it names is found by the path
     return function(job)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.evaluate.flops import count_flops
+from secateur.report.run_facts import most
 from secateur.train.randomness import get_random, set_random
 
 STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -65,15 +66,6 @@ class Meter:
         """Remembers the first batch."""
         if not self._taken.batch:
             self._taken = replace(self._taken, batch=digest(batch))
-
-
-def most(*peaks: int | None) -> int | None:
-    """The largest of those that are known.
-
-    >>> most(None, 3, 2), most(None)
-    (3, None)
-    """
-    return max((p for p in peaks if p is not None), default=None)
 
 
 def _forget_peak(device: torch.device) -> bool:

@@ -15,12 +15,13 @@ import torch
 from secateur.engines.spread import Engine, spread
 from secateur.errors import BadInput
 from secateur.report.run_facts import Cell
+from secateur.report.run_files import RESULTS, SETTINGS, Both
 from secateur.stores.staging import staged
-from secateur.train.rounds import WEIGHTS, artefact, load_state, locked, read_rounds, read_tensors
+from secateur.train.rounds import WEIGHTS, artefact, check_settings, load_state, locked, read_rounds, read_tensors
 
 from .page import page
 from .schema import Recipe
-from .seed import Both, Seed
+from .seed import Seed
 from .training import Progress, device_of, resolve
 from .ways import density_of
 
@@ -68,9 +69,9 @@ def run(
                 progress("all", len(made), total)
         made = _in_order(recipe, made)
         cells = [cell for cell, _ in made]
-        _write(root / "results.json", to_json(cells))
-        _write(root / "costs.json", json.dumps([vars(cost) for _, cost in made if cost is not None], indent=1))
-        _write(root / "report.html", page(recipe, root, cells, time.perf_counter() - started))
+        write(root / RESULTS, to_json(cells))
+        write(root / "costs.json", json.dumps([vars(cost) for _, cost in made if cost is not None], indent=1))
+        write(root / "report.html", page(recipe, root, cells, time.perf_counter() - started))
         _export(recipe, root)
     return cells
 
@@ -119,6 +120,18 @@ def _in_order(recipe: Recipe, made: list[Both]) -> list[Both]:
     return sorted(made, key=lambda one: recipe.seeds.index(one[0].seed))
 
 
+def check_folder(recipe: Recipe) -> None:
+    """Refuses a folder that holds no run of this recipe.
+
+    Raises:
+        BadInput: nothing was run there, or a recipe with other settings.
+    """
+    root = Path(recipe.folder)
+    if not (root / SETTINGS).exists():
+        raise BadInput(f"{root} holds no run: run the recipe first.")
+    check_settings(root / SETTINGS, recipe.model_dump(mode="json"), _free(recipe))
+
+
 def _free(recipe: Recipe) -> set[str]:
     """The settings that what lies in the folder does not depend on. Seeds may be added, unless the export goes by the first."""
     by_first = recipe.export is not None and recipe.export.seed is None
@@ -143,7 +156,8 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """A text in a run's folder, whole, in place of the one before."""
     with staged(path, True, len(text.encode())) as stage:
         stage.write_text(text, "utf-8")
 

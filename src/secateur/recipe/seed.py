@@ -18,13 +18,14 @@ from torch import nn
 import secateur
 from secateur.core import schedules
 from secateur.errors import BadInput, SecateurWarning
-from secateur.report.run_facts import DENSE, Cell, Cost
+from secateur.report.run_facts import DENSE, Cell, most
+from secateur.report.run_files import CELL, TAKEN, Both, read_cell
 from secateur.stores.staging import staged
 from secateur.train.engine import Engine, Run, Settings, numbers_of
 from secateur.train.randomness import seed_all
 from secateur.train.rounds import WEIGHTS, Round, artefact, load_state, read_tensors
 
-from .measure import Meter, Taken, digest, example_of, flops_of, most
+from .measure import Meter, Taken, digest, example_of, flops_of
 from .schema import Call, Choice, Dense, Iterate, Method, Prune, Recipe, Sparse, Training
 from .training import Data, Progress, Pruned, Trainer, accuracy, device_of, log, moved, resolve
 from .ways import (
@@ -38,10 +39,6 @@ from .ways import (
     training_of,
     way_of,
 )
-
-CELL, TAKEN = "cell.json", "taken.json"
-Both = tuple[Cell, Cost | None]
-"""A cell, and what it took where that is known."""
 
 
 @dataclass
@@ -314,13 +311,6 @@ class Seed:
         took = {"dense": made.dense, "pruning": made.pruning, "training": made.training}
         if math.isfinite(sum(took.values())):
             (stage / TAKEN).write_text(json.dumps({**took, "peak": made.peak, "jobs": self.jobs}), "utf-8")
-
-
-def read_cell(folder: Path) -> Both:
-    """A cell that is on disk."""
-    cell = Cell(**json.loads((folder / CELL).read_text("utf-8")))
-    took = _read(folder / TAKEN)
-    return cell, Cost(cell.seed, cell.method, cell.asked, **took) if took else None
 
 
 def _taken(folder: Path, what: str) -> Taken:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from secateur.evaluate.statistics import Interval, interval
 
-from .tables import printable
+from .words import printable
 
+Name = TypeVar("Name")
 DENSE = "dense"
 """The method of the network that was not pruned; its cells ask for 0."""
 
@@ -195,13 +197,22 @@ def sparsities(run: RunFacts) -> list[float]:
     return sorted({c.asked for c in run.cells if c.method != DENSE})
 
 
-def in_order(names: Iterable[str]) -> list[str]:
+def in_order(names: Iterable[Name]) -> list[Name]:
     """Each name once, where it comes first.
 
     >>> in_order(["b", "a", "b"])
     ['b', 'a']
     """
     return list(dict.fromkeys(names))
+
+
+def most(*peaks: int | None) -> int | None:
+    """The largest of those that are known.
+
+    >>> most(None, 3, 2), most(None)
+    (3, None)
+    """
+    return max((p for p in peaks if p is not None), default=None)
 
 
 def safe(run: RunFacts) -> RunFacts:

@@ -178,22 +178,32 @@ def locked(folder: Path, settings: Mapping[str, Any], free: Collection[str] = ()
         raise BadInput(f"the run folder {folder} cannot be written: {e}.") from None
     try:
         clear(folder)
-        _same_settings(folder / "run.json", json.loads(json.dumps(dict(settings))), free)
+        _keep_settings(folder / "run.json", json.loads(json.dumps(dict(settings))), free)
         yield
     finally:
         lock.release()
 
 
-def _same_settings(path: Path, settings: dict[str, Any], free: Collection[str]) -> None:
-    kept = _json(path) if path.exists() else None
-    before, now = _said(settings if kept is None else kept), _said(settings)
+def check_settings(path: Path, settings: Mapping[str, Any], free: Collection[str] = ()) -> Any:
+    """The settings that a file holds.
+
+    Raises:
+        BadInput: they differ from these, but for those named by ``free``.
+    """
+    kept = _json(path)
+    before, now = _said(kept), _said(dict(settings))
     if odd := sorted(k for k in {*before, *now} - {*free} if before.get(k) != now.get(k)):
         told = "; ".join(f"{k}: {before.get(k)!r} then, {now.get(k)!r} now" for k in odd)
         raise BadInput(f"{path.parent} holds a run with other settings ({told}): choose another folder.")
-    if kept != settings:
-        text = json.dumps(settings, indent=1)
-        with staged(path, True, len(text)) as stage:
-            stage.write_text(text, "utf-8")
+    return kept
+
+
+def _keep_settings(path: Path, settings: dict[str, Any], free: Collection[str]) -> None:
+    if path.exists() and check_settings(path, settings, free) == settings:
+        return
+    text = json.dumps(settings, indent=1)
+    with staged(path, True, len(text)) as stage:
+        stage.write_text(text, "utf-8")
 
 
 def _said(settings: Any) -> Any:
