@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from secateur.report.run_facts import DENSE, Cell, Metric, in_order
-from secateur.report.words import join
+from secateur.report.words import counted, join
 
 POINTS = 5
 """Sparsities of a method that make a curve."""
@@ -95,7 +95,7 @@ def both_sizes(case: Case) -> Rule:
 def enough_seeds(case: Case) -> Rule:
     """Three seeds or more, with their spread; a verdict needs five."""
     least = min(len(case.pairs(key, (case.baseline, key[1]))) for key in case.pruned)
-    told = f"{least} seed{'s' * (least != 1)} everywhere"
+    told = f"{counted(least, 'seed')} everywhere"
     if least >= ENOUGH:
         return Rule("seeds", True, f"{told}, with 95 % intervals")
     if least >= LEAST:
@@ -111,7 +111,7 @@ def every_cell(case: Case) -> Rule:
         for method, asked in [(DENSE, 0.0), *keys]
         if (gone := [s for s in case.seeds if s not in case.metric.scores.get((method, asked), {})])
     ]
-    fine = f"a finite {case.metric.name} for each of {len(case.seeds)} seeds everywhere"
+    fine = f"a finite {case.metric.name} for each of {counted(len(case.seeds), 'seed')} everywhere"
     return Rule("nothing missing", not lost, _named(lost) if lost else fine)
 
 

@@ -39,17 +39,17 @@ def renderables(c: Comparison) -> Iterator[RenderableType]:
 
 
 def _table(c: Comparison) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     heads = ("sparsity", c.metric.name, "minus dense", "minus baseline", "verdict", "smaller", "less work", "epochs",
              "pruning", "training", "memory")  # fmt: skip
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     for head in heads:
         table.add_column(Text(head), justify="left" if head == "verdict" else "right", no_wrap=True)
     verdicts = {(v.method, v.asked): v for v in c.verdicts}
     for p in c.points:
         v = verdicts.get((p.method, p.asked))
         against = "" if v is None else written_difference(v.difference, c.metric)
-        word = Text("") if v is None else Text(v.word, style=STYLES.get(v.word, "dim"))
+        word = Text("") if v is None else Text(v.word.removesuffix(" shown"), style=STYLES.get(v.word, "dim"))
         minus = written_difference(p.minus_dense, c.metric) if p.asked else ""
         table.add_row(
             Text(p.method), percent(p.asked) if p.asked else "", written(p.value, c.metric), minus, against, word,

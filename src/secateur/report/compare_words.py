@@ -9,7 +9,7 @@ from secateur.evaluate.statistics import Interval
 
 from .run_facts import DENSE
 from .run_findings import percent, written_difference
-from .words import join
+from .words import counted, join
 
 if TYPE_CHECKING:
     from secateur.evaluate.compare import Comparison, Verdict
@@ -21,16 +21,14 @@ def headline(c: Comparison) -> str:
     """The answer in a sentence or two: which methods beat the baseline, and where."""
     if not c.tested:
         most = max((v.difference.n for v in c.verdicts if v.difference is not None), default=0)
-        seeds = f"{most} seed{'s' * (most != 1)}"
-        return f"No verdict: there are {seeds} in common, and a verdict needs 5. What was seen stands below."
+        return f"No verdict: {counted(most, 'seed')} in common, and a verdict needs 5. What was seen stands below."
     ahead = {m: [v for v in c.verdicts if v.method == m and v.word == "better"] for m in c.methods}
     told = [f"{m} at {_list([v.asked for v in some])}" for m, some in ahead.items() if some]
     if not told:
         return f"Nothing is shown to beat {c.baseline} at any sparsity."
     every = [v for some in ahead.values() for v in some]
     kept = sum(v.holm for v in every)
-    many = f"{len(every)} such difference{'s' * (len(every) > 1)}"
-    holm = f"Of {many} Holm's correction for {c.tested} comparisons keeps {kept or 'none'}."
+    holm = f"Of {counted(len(every), 'such difference')} Holm's correction for {c.tested} comparisons keeps {kept or 'none'}."
     return f"{c.baseline} is beaten by {'; by '.join(told)}. {holm}"
 
 
@@ -73,7 +71,7 @@ def _open(c: Comparison, verdicts: Sequence[Verdict], where: Callable[[Verdict],
             continue
         d = v.difference
         seen = "no seed in common" if d is None else f"{written_difference(d, c.metric)}{c.metric.points}"
-        few = "" if d is None or v.word != "no verdict" else f" from {d.n} seed{'s' * (d.n != 1)}"
+        few = "" if d is None or v.word != "no verdict" else f" from {counted(d.n, 'seed')}"
         groups.setdefault(f"{v.word}{few}", []).append(f"{where(v)} ({seen})")
     return [f"{what} {join(some)}" for what, some in groups.items()]
 

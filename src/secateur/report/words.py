@@ -37,6 +37,15 @@ def join(words: Sequence[str]) -> str:
     return ", ".join(words[:-1]) + " and " + words[-1]
 
 
+def counted(n: int, what: str) -> str:
+    """So many of something.
+
+    >>> counted(1, "seed"), counted(3, "seed")
+    ('1 seed', '3 seeds')
+    """
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
 def printable(text: str) -> str:
     r"""Text with control characters escaped: names come from untrusted files and end up in a terminal.
 
