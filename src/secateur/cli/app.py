@@ -15,7 +15,9 @@ from rich.text import Text
 import secateur
 from secateur.errors import OutputExists, SecateurError, SecateurWarning
 from secateur.evaluate.budget import check_budget
-from secateur.report.tables import plan_renderables, printable, renderables
+from secateur.report.compare_text import renderables as comparison_renderables
+from secateur.report.tables import plan_renderables, renderables
+from secateur.report.words import printable
 
 from .pairs import caps_of, pairs_of
 from .pickled import loaded, save_over
@@ -43,6 +45,14 @@ Roles = Annotated[
     typer.Option("--roles", help="GLOB=ROLE, where names do not tell what a tensor is; repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value, such as train.epochs=3; repeatable.")]
+Quick = Annotated[bool, typer.Option("--quick", help="The recipe's quick form.")]
+Full = Annotated[bool, typer.Option("--full", help="The recipe's full form.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted, or has more seeds now.")]
+EngineName = Annotated[
+    str | None, typer.Option("--engine", help="serial, processes, or ray; the results are the same.")
+]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="How many networks are trained at once.")]
 Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read a .bin or .pt file, with torch.load(weights_only=True).")
 ]
@@ -159,13 +169,13 @@ def _prune_with_data(
 @app.command("run", epilog=EXIT_CODES)
 def run_command(
     recipe: Annotated[Path, typer.Argument(help="A recipe, YAML.")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value, such as train.epochs=3; repeatable.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="The recipe's quick form.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="The recipe's full form.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    settings: Settings = None,
+    quick: Quick = False,
+    full: Full = False,
+    resume: Resume = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print it; run nothing.")] = False,
+    engine: EngineName = None,
+    jobs: Jobs = 1,
     json: AsJson = False,
 ) -> None:
     """Run a recipe: train, prune in several ways, compare."""
@@ -177,7 +187,7 @@ def run_command(
     if dry_run:
         _show(asked.model_dump_json(indent=2))
         return
-    cells = recipes.run_shown(asked)
+    cells = recipes.run_shown(asked, engine, jobs)
     place = Path(asked.folder).resolve() / "report.html"
     _show(to_json(cells) if json else [recipes.table(asked, cells), f"The report: {place}"])
 
@@ -211,9 +221,9 @@ def sensitivity_command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where it goes; sensitivity in the run's folder by default.")
     ] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, as for run; repeatable.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="The recipe's quick form.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="The recipe's full form.")] = False,
+    settings: Settings = None,
+    quick: Quick = False,
+    full: Full = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a scan that is there.")] = False,
     json: AsJson = False,
 ) -> None:
@@ -231,6 +241,32 @@ def sensitivity_command(
     found = sensitivity.scanned(asked, sensitivity.numbers(sparsities), more)
     made, place = (None, None) if allocate is None else sensitivity.allocated(found, allocate, budget)
     _show(found.scan.to_json() if json else sensitivity.shown(found, made, place))
+
+
+@app.command("compare", epilog=EXIT_CODES)
+def compare_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, YAML.")],
+    settings: Settings = None,
+    quick: Quick = False,
+    full: Full = False,
+    resume: Resume = False,
+    found: Annotated[bool, typer.Option("--found", help="Run nothing: compare the cells that are there.")] = False,
+    baseline: Annotated[
+        str | None, typer.Option(help="The method to beat; without it, the first whose name begins with magnitude.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="What to compare by; without it, the first metric.")] = None,
+    engine: EngineName = None,
+    jobs: Jobs = 1,
+    json: AsJson = False,
+) -> None:
+    """Run a recipe, and say where each method beats the baseline, by how much, and which rules were broken."""
+    from . import recipes  # pydantic and yaml, for those who run one
+
+    chosen = [*(settings or []), *recipes.against(baseline, metric)]
+    asked = recipes.prepared(recipe, chosen, _form(quick, full), resume or found)
+    comparison = recipes.compared(asked, found, engine, jobs)
+    place = Path(asked.folder).resolve() / "compare.html"
+    _show(comparison.to_json() if json else [*comparison_renderables(comparison), f"The report: {place}"])
 
 
 @app.command("import-recipe", epilog=EXIT_CODES)

@@ -16,8 +16,9 @@ from secateur.evaluate.sensitivity import check, sensitivity
 from secateur.evaluate.sensitivity_facts import Sensitivity
 from secateur.train.engine import order_of
 
-from .run import Seed, held, quiet
+from .run import held, quiet
 from .schema import Recipe
+from .seed import Seed
 from .training import Data, Progress, moved
 
 Part = Literal["validation", "train", "test"]

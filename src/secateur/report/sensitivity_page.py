@@ -24,7 +24,8 @@ from .sensitivity_words import (
     title,
 )
 from .svg import LETTER, STYLES, Mark, Series, line_chart, nice_axis, picture, sparsity_axis, text
-from .tables import MOST_ROWS, printable
+from .tables import MOST_ROWS
+from .words import printable
 
 if TYPE_CHECKING:
     from secateur.evaluate.sensitivity_facts import Layer, Sensitivity

@@ -14,8 +14,8 @@ from rich.text import Text
 from secateur.errors import BadInput
 
 from .run_findings import percent
-from .tables import MOST_ROWS, printable, printed
-from .words import join, signed
+from .tables import MOST_ROWS, printed
+from .words import join, printable, signed
 
 if TYPE_CHECKING:
     from secateur.evaluate.budget import Allocation

@@ -18,6 +18,8 @@ STYLES = 8
 """Styles that differ in colour, in the shape of their marks and in their dashes; the last is the grey one."""
 LETTER = 7.4
 """Pixels a letter of a label takes, on the wide side."""
+BOLD = 8.4
+"""Pixels a letter takes beside a line, where it is bold."""
 LONGEST = 22
 """Letters of a label; longer ones are cut, and told whole when pointed at."""
 
@@ -41,14 +43,14 @@ class Mark:
 class Series:
     """A line: ``style`` numbers its colour, shape and dashes, ``label`` stands at its end.
 
-    ``drawn`` is how: a ``"line"`` with marks and error bars, one that is ``"bare"``, or a wide pale ``"band"`` for others
-    to lie on, without a label.
+    ``drawn`` is how: a ``"line"`` with marks and error bars, one whose errors are ``"shaded"``, one that is ``"bare"``, or a wide
+    pale ``"band"`` for others to lie on, without a label.
     """
 
     label: str
     style: int
     marks: list[Mark]
-    drawn: Literal["line", "bare", "band"] = "line"
+    drawn: Literal["line", "shaded", "bare", "band"] = "line"
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,11 @@ def line_chart(
     for i, s in enumerate(series):
         shift = (i - (len(series) - 1) / 2) * DODGE if s.drawn == "line" else 0.0
         runs = _runs(s.marks, x, y, (LEFT + shift, right + shift), bottom)
-        parts += [f'<polyline class="{s.drawn} {css(s.style)}" points="{_points(run)}"/>' for run in runs]
-        if s.drawn == "line":
+        if s.drawn == "shaded":
+            parts.append(_area(s, x, y, right, bottom))
+        kind = "line" if s.drawn == "shaded" else s.drawn
+        parts += [f'<polyline class="{kind} {css(s.style)}" points="{_points(run)}"/>' for run in runs]
+        if kind == "line":
             parts += [_dot(s.style, m, x.at(m.x, LEFT, right) + shift, y, bottom) for m in s.marks if y.holds(m.y)]
         if s.drawn != "band" and runs:
             left |= {runs[-1][-1]} if not y.holds(s.marks[-1].y) else set()
@@ -251,6 +256,13 @@ def _points(places: Sequence[Place]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
 
 
+def _area(s: Series, x: Axis, y: Axis, right: float, bottom: float) -> str:
+    """What lies between the ends of the errors, as far as the axis goes."""
+    above = [(x.at(m.x, LEFT, right), y.at(m.high, bottom, TOP)) for m in s.marks]
+    below = [(x.at(m.x, LEFT, right), y.at(m.low, bottom, TOP)) for m in reversed(s.marks)]
+    return f'<polygon class="area {css(s.style)}" points="{_points([*above, *below])}"/>'
+
+
 def _dot(style: int, m: Mark, x: float, y: Axis, bottom: float) -> str:
     bar = _segment(f"bar {css(style)}", x, y.at(m.low, bottom, TOP), x, y.at(m.high, bottom, TOP))
     return f"<g><title>{escape(m.tip)}</title>{bar}{mark(style, x, y.at(m.y, bottom, TOP))}</g>"
@@ -258,7 +270,7 @@ def _dot(style: int, m: Mark, x: float, y: Axis, bottom: float) -> str:
 
 def _room(labels: Sequence[str]) -> float:
     """Pixels that the labels at the ends of the lines need."""
-    return 14 + LETTER * min(LONGEST, max(map(len, labels), default=0))
+    return 14 + BOLD * min(LONGEST, max(map(len, labels), default=0))
 
 
 def _label(label: str, style: str, end: tuple[float, float], at: tuple[float, float]) -> str:

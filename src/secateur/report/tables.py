@@ -14,6 +14,7 @@ from rich.text import Text
 from secateur.core.plan import Plan
 
 from .report import Report
+from .words import printable
 
 MOST_ROWS = 200
 
@@ -90,15 +91,6 @@ def skipped_line(reasons: Sequence[str]) -> str:
     """
     counts = Counter(reasons)
     return "left alone: " + ", ".join(f"{reason} ({n})" for reason, n in counts.most_common()) if counts else ""
-
-
-def printable(text: str) -> str:
-    r"""Text with control characters escaped: names come from untrusted files and end up in a terminal.
-
-    >>> printable("a\x1b]0;b")
-    'a\\x1b]0;b'
-    """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _table(rows: Sequence[tuple[str, tuple[int, ...], str, int | None, int, float | None, int]], verb: str) -> Table:
