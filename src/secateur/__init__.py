@@ -28,7 +28,9 @@ from secateur.errors import (
 )
 from secateur.evaluate.batchnorm import recalibrate_batchnorm
 from secateur.evaluate.calibrate import Calibration, calibrate
+from secateur.evaluate.compare import compare
 from secateur.evaluate.flops import Flops, count_flops
+from secateur.evaluate.sensitivity import sensitivity
 from secateur.report.report import Report
 from secateur.stores.planfile import load_plan, save_plan
 from secateur.train import dynamic, regularize
@@ -61,6 +63,7 @@ __all__ = [
     "Unstructured",
     "apply",
     "calibrate",
+    "compare",
     "count_flops",
     "criteria",
     "dynamic",
@@ -78,5 +81,6 @@ __all__ = [
     "regularize",
     "save_plan",
     "schedules",
+    "sensitivity",
     "solvers",
 ]
