@@ -108,7 +108,9 @@ def prune_command(
     ] = None,
     pattern: Annotated[
         str | None,
-        typer.Option(help='unstructured (default), row (default of wanda), "2:4", "4x4", channel or channel:in.'),
+        typer.Option(
+            help='unstructured (default), row (default of wanda), "2:4", "4x4", channel, channel:in or head:12.'
+        ),
     ] = None,
     include: Include = None,
     ignore: Ignore = None,
