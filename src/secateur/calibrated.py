@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from secateur.carry import Globs, carry_out, count_rows, plan_over
 from secateur.core.criteria import describe, magnitude
+from secateur.core.heads import Head
 from secateur.core.make import Request
 from secateur.core.owl import OWL, outliers
 from secateur.core.patterns import NM, Unstructured
@@ -176,14 +177,14 @@ class _Job:
     def in_one_go(self) -> bool:
         """Whether everything must be known of all tensors before one of them is pruned."""
         r = self.request
-        pooled = r.allocation == "global" and not isinstance(r.pattern, NM)
+        pooled = isinstance(r.pattern, Head) or (r.allocation == "global" and not isinstance(r.pattern, NM))
         return pooled or self.calibration.blocks == "whole" or any(w not in INPUTS for w in self.wanted)
 
     def stages(self) -> Iterator[_Stage]:
         """The tensors with their statistics; those of a block are measured when the blocks before it are pruned."""
         began = time.perf_counter()
         if self.in_one_go:
-            found = measure(self.model, self.store, self.chosen, self.calibration, self.wanted)
+            found = measure(self.model, self.store, self.chosen, self.calibration, self.wanted, self.request.pattern)
             yield _Stage("all layers", 1, 1, self.chosen, found, began)
             return
         blocks = find_blocks(self.model, self.calibration.blocks, {s.name: s.numel for s in self.chosen})
@@ -317,7 +318,7 @@ def _outlier_counts(
     blocks = find_blocks(model, asked, {s.name: s.numel for s in chosen})
     held = {b.name: [s for s in chosen if b.holds(s.name)] for b in blocks}
     held |= {s.name: [s] for s in chosen if not any(b.holds(s.name) for b in blocks)}
-    measured = measure(model, store, chosen, calibration, ("input_norm",))
+    measured = measure(model, store, chosen, calibration, ("input_norm",), request.pattern)
     shares = {}
     for name, some in held.items():
         scores = [

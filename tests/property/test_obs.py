@@ -134,7 +134,7 @@ def test_a_row_loses_a_prefix_of_its_own_order_also_where_its_costs_fall(solver:
     assert falls, "this layer was meant to have a row whose costs fall"
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(worlds(), st.data())
 def test_the_count_is_exact(world: tuple[Tensor, Tensor], data: st.DataObject) -> None:
     w, h = world

@@ -6,8 +6,8 @@ All three answer the same two questions: `take` finds the cuts for a count over 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -23,7 +23,6 @@ from .elements import (
     Facts,
     Kept,
     Meter,
-    dead,
     kept_keys,
     kept_scores,
     keyed_kept,
@@ -38,11 +37,12 @@ from .elements import (
     survey,
 )
 from .groups import Ranked, full_cut, levelled, partial_cuts
+from .heads import UnitPattern
 from .keys import FORMATS, LOWEST
-from .patterns import NM, Block, Channel, GroupPattern, Pattern, Row, UnitPattern
+from .patterns import NM, GroupPattern, Pattern, Row
 from .select import Cut, Keyed, Space, identity, smallest
 from .types import Align, Part, Parts, Reduce, Spec
-from .units import UnitScorer, UnitTable, expand, smallest_units, units_gone, within
+from .units import UnitScorer, UnitTable, pieces_gone, smallest_units, units_gone, within
 
 KEPT = 1 << 22
 """Weights whose keys are kept between passes where the criterion could be called again: 32 MiB."""
@@ -81,6 +81,9 @@ class Source:
 
     def facts(self, spec: Spec) -> Facts:
         """Zeros and non-finite values of one tensor; refuses the latter unless the user said what to do with them."""
+        if spec.members:
+            each = [self.facts(m) for m in spec.members]
+            return Facts(sum(f.zeros for f in each), sum(f.nonfinite for f in each))
         found = fast.settle(spec, self.parts, Cut(1, 0)) if self.alone else None
         if found is not None and found.largest < FORMATS[spec.dtype].nonfinite:
             return Facts(found.zeros, 0)
@@ -92,7 +95,7 @@ class Source:
     def facts_each(self, specs: Sequence[Spec]) -> list[Facts]:
         """`facts` of many tensors, in one go where they are in memory."""
         found: Sequence[fast.Picked | None] | None = None
-        if self.alone:
+        if self.alone and not any(s.members for s in specs):
             found = fast.settle_each(specs, self.parts, Cut(1, 0))
         return [
             Facts(p.zeros, 0) if p is not None and p.largest < FORMATS[s.dtype].nonfinite else self.facts(s)
@@ -112,12 +115,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Taken:
-    """What a cut does to one tensor: weights that are zero afterwards and before, and the smallest that survives."""
+    """What a cut does to one tensor: weights that are zero afterwards and before, and the smallest that survives.
+
+    Of a layer of several tensors also what it does to each of them; and then, of all, which units go.
+    """
 
     cut: Cut
     pruned: int
     zeros: int
     threshold: float | None
+    members: tuple[Taken, ...] = ()
+    units: tuple[int, ...] | None = None
 
 
 class Selector(Protocol):
@@ -136,9 +144,13 @@ class Selector(Protocol):
         ...
 
 
-def _measured(selector: Selector, source: Source, spec: Spec, cut: Cut, zeros: int) -> Taken:
+Pieces = Iterable[tuple[Part, Tensor]]
+"""One tensor in flat pieces, each with the elements that go (bool)."""
+
+
+def _measured(pieces: Pieces, source: Source, spec: Spec, cut: Cut, zeros: int) -> Taken:
     meter, lost = Meter(spec.dtype), 0
-    for part, gone in selector.gone(spec, cut):
+    for part, gone in pieces:
         meter.add(part.tensor, gone)
         if source.nonfinite == "keep":
             lost += int((gone & not_finite(part)).sum())
@@ -156,7 +168,7 @@ def settled(selector: Selector, source: Source, spec: Spec, cut: Cut) -> Taken:
     plain = source.alone and source.by_magnitude and source.nonfinite != "prune"
     found = fast.settle(spec, source.parts, cut) if plain else None
     if found is None or found.largest >= FORMATS[spec.dtype].nonfinite:
-        return _measured(selector, source, spec, cut, source.facts(spec).zeros)
+        return _measured(selector.gone(spec, cut), source, spec, cut, source.facts(spec).zeros)
     return Taken(cut, found.pruned, found.zeros, found.threshold)
 
 
@@ -250,7 +262,9 @@ class Groups:
         if s.by_magnitude:
             own = own_cuts(cuts, specs, pool)
             cuts = [Cut(o.key, o.index, c.level) for o, c in zip(own, cuts, strict=True)]
-        return [_measured(self, s, spec, c, f.zeros) for spec, c, f in zip(specs, cuts, facts, strict=True)]
+        return [
+            _measured(self.gone(spec, c), s, spec, c, f.zeros) for spec, c, f in zip(specs, cuts, facts, strict=True)
+        ]
 
     def take_each(self, specs: Sequence[Spec], counts: Sequence[int]) -> list[Taken]:
         """See `Selector`."""
@@ -283,7 +297,7 @@ class Groups:
                 if top >= FORMATS[spec.dtype].nonfinite:
                     s.facts(spec)
                 return Taken(cut, after, before, threshold)
-        return _measured(self, s, spec, cut, s.facts(spec).zeros)
+        return _measured(self.gone(spec, cut), s, spec, cut, s.facts(spec).zeros)
 
     def gone(self, spec: Spec, cut: Cut) -> Iterator[tuple[Part, Tensor]]:
         """See `Selector`."""
@@ -295,7 +309,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Units:
-    """Blocks and channels: the cut is a pair of unit key and unit number.
+    """Blocks, channels and heads: the cut is a pair of unit key and unit number, of a tensor or of a layer of several.
 
     ``most`` caps how many weights of a tensor may be zero afterwards, by name.
     """
@@ -308,10 +322,23 @@ class Units:
     def take(self, specs: Sequence[Spec], count: int) -> list[Taken]:
         """See `Selector`."""
         cuts = smallest_units([self.table(s) for s in specs], count, [self.most.get(s.name) for s in specs])
-        return [
-            _measured(self, self.source, spec, c, self.source.facts(spec).zeros)
-            for spec, c in zip(specs, cuts, strict=True)
+        return [self._taken(spec, c) for spec, c in zip(specs, cuts, strict=True)]
+
+    def _taken(self, spec: Spec, cut: Cut) -> Taken:
+        if not spec.members:
+            return _measured(self.gone(spec, cut), self.source, spec, cut, self.source.facts(spec).zeros)
+        which = units_gone(self.table(spec), cut)
+        units = tuple(int(u) for u in which.nonzero().reshape(-1))
+        each = [
+            replace(_measured(self._pieces(m, which), self.source, m, cut, self.source.facts(m).zeros), units=units)
+            for m in spec.members
         ]
+        return Taken(cut, sum(t.pruned for t in each), sum(t.zeros for t in each), None, tuple(each), units)
+
+    def _pieces(self, spec: Spec, which: Tensor) -> Pieces:
+        for own in spec.members or (spec,):
+            parts = self.source.parts(own, "chunk")
+            yield from pieces_gone(which, self.pattern.grid(own), parts, self.source.nonfinite)
 
     def take_each(self, specs: Sequence[Spec], counts: Sequence[int]) -> list[Taken]:
         """See `Selector`."""
@@ -340,19 +367,14 @@ class Units:
         return self._tables[spec.name]
 
     def gone(self, spec: Spec, cut: Cut) -> Iterator[tuple[Part, Tensor]]:
-        """See `Selector`. Single zeros inside a unit that survives are zeros, not prunings, and stay."""
-        table = self.table(spec)
-        which = units_gone(table, cut)
-        for part in self.source.parts(spec, "chunk"):
-            for chunk in part.chunks(1 << 20):
-                gone = expand(table, which, chunk)
-                yield chunk, gone | dead(chunk, "prune") if self.source.nonfinite == "prune" else gone
+        """See `Selector`."""
+        yield from self._pieces(spec, units_gone(self.table(spec), cut))
 
 
 def selector_of(pattern: Pattern, source: Source) -> Selector:
     """The selector of a pattern."""
     if isinstance(pattern, NM | Row):
         return Groups(source, pattern)
-    if isinstance(pattern, Block | Channel):
+    if isinstance(pattern, UnitPattern):
         return Units(source, pattern)
     return Elements(source)

@@ -30,9 +30,10 @@ from .choose import Groups, Selector, Source, Taken, Units, selector_of, settled
 from .combine import Choice, why_refused
 from .criteria import Criterion, describe, is_named, magnitude
 from .elements import Facts
+from .heads import NO_ATTENTION, Head, UnitPattern, joined
 from .keys import key_at_least
 from .lamp import Counted, all_finite, count_together, lamp_counts
-from .patterns import NM, Block, Channel, Pattern, Row
+from .patterns import NM, Channel, Pattern, Row
 from .plan import Plan, row_of
 from .plan import Row as PlanRow
 from .saliency import is_wanda
@@ -100,7 +101,7 @@ class Request:
             sparsity = sparsity if partly and sparsity is not None and sparsity < full - 1e-9 else full
         if sparsity is None and threshold is None and not isinstance(a, Mapping):
             raise BadInput("say how much to prune: sparsity=0.9 (a fraction), or threshold=1e-3 (a magnitude).")
-        if isinstance(p, Block | Channel) and p.reduce is None:
+        if isinstance(p, UnitPattern) and p.reduce is None:
             # A norm belongs to magnitudes: squares lose the sign of other scores.
             p = replace(p, reduce="l2" if a != "global" and c is magnitude else "mean")
         return Request(sparsity, threshold, c, a, p, max_sparsity, min_keep, nonfinite)
@@ -137,14 +138,17 @@ def make(specs: Sequence[Spec], parts: Parts, request: Request, match: Match, re
         BadInput, BadTensor, NothingChosen, Infeasible, NotDefined: see `secateur.prune`. Nothing is touched.
     """
     specs, warnings = eligible(specs, request.pattern)
-    chosen = [s for s in specs if s.skip is None]
-    maker = _Maker(request, chosen, parts, reduce, match)
+    pools = joined([s for s in specs if s.skip is None], request.pattern)
+    maker = _Maker(request, pools, parts, reduce, match)
     asked, taken = maker.allocate()
-    by_name = {s.name: (a, t) for s, a, t in zip(chosen, asked, taken, strict=True)}
+    by_name: dict[str, tuple[int | None, Taken]] = {}
+    for s, a, t in zip(pools, asked, taken, strict=True):
+        by_name[s.name] = a, t
+        by_name |= {m.name: (None, own) for m, own in zip(s.members, t.members, strict=True)}
     rows = tuple(_planned(s, request, *by_name[s.name]) if s.skip is None else row_of(s) for s in specs)
     masks = None
-    if not is_named(request.criterion):
-        masks = {s.name: maker.mask(s, t.cut) for s, t in zip(chosen, taken, strict=True)}
+    if not is_named(request.criterion) and not isinstance(request.pattern, Head):
+        masks = {s.name: maker.mask(s, t.cut) for s, t in zip(pools, taken, strict=True)}
     return Plan(
         rows, request.sparsity, request.threshold, describe(request.criterion), describe_allocation(request.allocation),
         request.pattern, request.nonfinite, (*warnings, *_warnings(rows)), masks,
@@ -153,21 +157,23 @@ def make(specs: Sequence[Spec], parts: Parts, request: Request, match: Match, re
 
 def _planned(spec: Spec, request: Request, asked: int | None, taken: Taken) -> PlanRow:
     pattern = request.pattern
-    followers = pattern.grid(spec).followers if isinstance(pattern, Channel) else ()
-    cut = taken.cut if is_named(request.criterion) else None
+    more: dict[str, Any] = {}
+    if isinstance(pattern, Head) and spec.attention is not None:
+        more = {"attention": replace(spec.attention, followers=()), "units": taken.units}
+    elif is_named(request.criterion):
+        more = {"cut": taken.cut}
+    if isinstance(pattern, Channel | Head):
+        more["followers"] = pattern.grid(spec).followers
     return row_of(
-        spec,
-        zeros=taken.zeros,
-        asked=asked,
-        prune=taken.pruned,
-        threshold=taken.threshold,
-        cut=cut,
-        followers=followers,
-    )
+        spec, zeros=taken.zeros, asked=asked, prune=taken.pruned, threshold=taken.threshold, **more
+    )  # fmt: skip
 
 
 def eligible(specs: Sequence[Spec], pattern: Pattern) -> tuple[list[Spec], list[str]]:
-    """Skips tensors that cannot carry the pattern, with one warning; refuses one that the user named."""
+    """Skips tensors that cannot carry the pattern, with one warning; refuses one that the user named.
+
+    Heads are of attention alone, so that what lies outside of it is no news.
+    """
     out, odd = [], []
     for s in specs:
         why = pattern.why_not(s) if s.skip is None else None
@@ -176,11 +182,12 @@ def eligible(specs: Sequence[Spec], pattern: Pattern) -> tuple[list[Spec], list[
                 f"{s} cannot be pruned in the pattern {pattern}: {why}. Leave it out, or change the pattern."
             )
         if why:
-            odd.append(f"{s.name} ({why})")
+            if not isinstance(pattern, Head) or s.attention is not None:
+                odd.append(f"{s.name} ({why})")
             s = replace(s, skip=f"cannot carry {pattern}: {why}")
         out.append(s)
     if all(s.skip for s in out):
-        raise NothingChosen(f"no tensor can carry the pattern {pattern}: {'; '.join(odd[:6])}.")
+        raise NothingChosen(f"no tensor can carry the pattern {pattern}: {'; '.join(odd[:6]) or NO_ATTENTION}.")
     return out, [f"{len(odd)} tensors cannot carry {pattern} and stay dense: {'; '.join(odd)}"] if odd else []
 
 

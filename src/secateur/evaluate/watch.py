@@ -100,7 +100,7 @@ class Watch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        call = _CALLS.get(func)
+        call = CALLS.get(func)
         if call is not None:
             named = dict(zip(call, args, strict=False)) | dict(kwargs)
             seen = self._by_id.get(id(named.get("weight")))
@@ -181,10 +181,10 @@ def _padding(value: Any, kernel: Sequence[int], dilation: Sequence[int], dims: i
     return columns, columns, rows, rows
 
 
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_CALLS: dict[Callable[..., Any], tuple[str, ...]] = {
+CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+CALLS: dict[Callable[..., Any], tuple[str, ...]] = {
     F.linear: ("input", "weight", "bias"),
     torch.addmm: ("bias", "input", "weight"),
-    torch.conv1d: _CONV, torch.conv2d: _CONV, F.conv1d: _CONV, F.conv2d: _CONV,
+    torch.conv1d: CONV, torch.conv2d: CONV, F.conv1d: CONV, F.conv2d: CONV,
 }  # fmt: skip
 """The operations of layers, and what their arguments are. ``addmm`` is how a transposed ``Conv1D`` multiplies."""

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from secateur.core.keys import FORMATS, HIGHEST, nonzero
+from secateur.core.keys import FORMATS, nonzero
 from secateur.core.patterns import NM, Pattern, Unstructured
 from secateur.core.rewire import lowest
 from secateur.core.types import Spec
@@ -42,6 +42,9 @@ FIRST_SHARE = 1e-8
 
 MOST_SHARE = 10.0
 """Beyond this share no sum of ``x x^T`` fails, and damping would decide more than the data."""
+
+NOISE = {torch.float32: 1e-6, torch.float64: 1e-10}
+"""By dtype of the Hessian: a pivot below this share of its diagonal entry is what rounding left of a singular matrix."""
 
 BATCH = 1 << 22
 """Numbers that a batch of rows may hold in one of its work arrays: 32 MiB in float64."""
@@ -78,13 +81,16 @@ class Solver(Protocol):
             count: zeros in all when done. Weights that are zero stay zero and count first; if there are more of them than
                 that, nothing else is pruned (in an N:M group likewise).
             name: of the tensor, for messages.
+
+        Returns:
+            The weights, the mask, what it costs, and the damping it took.
         """
         ...
 
 
 @contextmanager
-def exactly(weight: Tensor) -> Iterator[None]:
-    """Full float32 products, whatever the user allowed elsewhere: no TF32, no bfloat16, no autocast; and no gradients."""
+def exactly() -> Iterator[None]:
+    """Full float32 products, whatever the user allowed elsewhere: no TF32, no bfloat16; and no gradients."""
     backends = [getattr(torch.backends, name).matmul for name in ("cuda", "mkldnn")]
     before = [b.fp32_precision for b in backends]
     with ExitStack() as stack:
@@ -92,8 +98,6 @@ def exactly(weight: Tensor) -> Iterator[None]:
             backend.fp32_precision = "ieee"
             stack.callback(setattr, backend, "fp32_precision", precision)
         stack.enter_context(torch.no_grad())
-        if torch.amp.is_autocast_available(weight.device.type):
-            stack.enter_context(torch.autocast(weight.device.type, enabled=False))
         yield
 
 
@@ -108,6 +112,7 @@ class Layer:
         hessian: (in, in), float64, symmetric, undamped; a copy. Rows and columns of dead inputs are 0.
         dead: bool, (in,).
         scale: mean of its diagonal over inputs that are not dead.
+        noise: which of its pivots say nothing, of `NOISE`.
     """
 
     spec: Spec
@@ -116,6 +121,7 @@ class Layer:
     hessian: Tensor
     dead: Tensor
     scale: float
+    noise: float
 
     @staticmethod
     def of(weight: Tensor, hessian: Tensor, name: str, dtype: torch.dtype | None = None) -> Layer:
@@ -133,7 +139,7 @@ class Layer:
                 f"{spec} holds {bad} NaN or infinite weight{'s' if bad > 1 else ''}. Repair the model first."
             )
         h, dead = _curvature(spec, weight, hessian)
-        return Layer(spec, w, ~nonzero(weight), h, dead, float(h.diagonal()[~dead].mean()))
+        return Layer(spec, w, ~nonzero(weight), h, dead, float(h.diagonal()[~dead].mean()), NOISE[hessian.dtype])
 
     def damped(self, damping: float) -> Tensor:
         """The Hessian to invert: with ``damping`` on its diagonal, and 1 more for dead inputs; a copy."""
@@ -187,7 +193,7 @@ def _refuse_hessian(spec: Spec, weight: Tensor, hessian: Tensor) -> None:
     what, wanted = f"the Hessian of {spec}", (spec.shape[1],) * 2
     if tuple(hessian.shape) != wanted:
         raise BadTensor(f"{what} must have the shape {wanted} (in, in), got {tuple(hessian.shape)}.")
-    if hessian.dtype not in (torch.float32, torch.float64):
+    if hessian.dtype not in NOISE:
         raise BadTensor(f"{what} is {hessian.dtype}: sum it in float32 or float64.")
     if hessian.device != weight.device:
         raise BadTensor(f"{what} is on {hessian.device}, the weights on {weight.device}: move one to the other.")
@@ -196,6 +202,9 @@ def _refuse_hessian(spec: Spec, weight: Tensor, hessian: Tensor) -> None:
     diagonal = hessian.diagonal()
     if bool((diagonal < 0).any()):
         raise BadTensor(f"{what} has a negative diagonal: it is not a sum of x x^T.")
+    unseen = hessian[diagonal == 0].abs()
+    if unseen.numel() and float(unseen.max()) > 1e-6 * float(diagonal.max()):
+        raise BadTensor(f"{what} has entries beside a diagonal that is zero: it is not a sum of x x^T.")
     apart = float((hessian - hessian.t()).abs().max())
     if apart > 1e-3 * float(diagonal.max()):
         raise BadTensor(f"{what} is not symmetric: entries differ from their mirror image by up to {apart:.3g}.")
@@ -237,8 +246,7 @@ def keys_of(score: Tensor, zero: Tensor, dead: Tensor) -> Tensor:
     >>> keys.argsort().tolist()
     [3, 2, 1, 0]
     """
-    bits = score.to(torch.float64).view(torch.int64) & HIGHEST  # a score of -0.0 is one of 0.0
-    return (bits + 3).masked_fill_(dead & ~zero, 2).masked_fill_(zero, 1)
+    return (score.to(torch.float64).view(torch.int64) + 3).masked_fill_(dead & ~zero, 2).masked_fill_(zero, 1)
 
 
 def first(keys: Tensor, count: int) -> Tensor:
@@ -252,19 +260,20 @@ def first(keys: Tensor, count: int) -> Tensor:
     return lowest(Spec("", tuple(keys.shape), torch.float64, ""), flat, every, count).view(keys.shape)
 
 
-def lower(h: Tensor) -> Tensor | None:
+def lower(h: Tensor, noise: float) -> Tensor | None:
     """Cholesky factors ``L L^T`` of one or many float64 matrices, or ``None`` where one is singular to working precision.
 
-    A pivot says how much of an input the ones before it do not explain; below rounding error it says nothing.
+    A pivot is what of an input the ones before it do not explain. At or below ``noise``, as a share of the diagonal entry,
+    it says nothing. (A rule of thumb: where inputs depend on each other in many ways, rounding can leave more.)
     """
     factor, info = torch.linalg.cholesky_ex(h)
-    pivots, noise = factor.diagonal(dim1=-2, dim2=-1).square(), h.shape[-1] * torch.finfo(h.dtype).eps
-    sound = (pivots > noise * h.diagonal(dim1=-2, dim2=-1)).all() & (info == 0).all()
+    pivots, diagonal = factor.diagonal(dim1=-2, dim2=-1).square(), h.diagonal(dim1=-2, dim2=-1)
+    sound = (pivots > noise * diagonal).all() & (info == 0).all()
     return factor if bool(sound) else None
 
 
-def with_damping(layer: Layer, share: float, attempt: Callable[[Tensor], T | None]) -> tuple[T, float]:
-    """What ``attempt`` makes of the damped Hessian, at the first share from ``share`` up at which it succeeds.
+def with_damping(layer: Layer, share: float, attempt: Callable[[Tensor, float], T | None]) -> tuple[T, float]:
+    """What ``attempt(h, noise)`` makes of the damped Hessian, at the first share from ``share`` up where it succeeds.
 
     Returns:
         The result, and the damping that was added.
@@ -272,14 +281,14 @@ def with_damping(layer: Layer, share: float, attempt: Callable[[Tensor], T | Non
     Raises:
         BadTensor: it fails at every share.
     """
-    share, first = float(share), share
+    asked, share = share, float(share)
     while True:
-        found = attempt(layer.damped(share * layer.scale))
+        found = attempt(layer.damped(share * layer.scale), layer.noise)
         if found is not None:
             return found, share * layer.scale
         if share >= MOST_SHARE:
             raise BadTensor(
                 f"the Hessian of {layer.spec} is not positive definite, also with {share:g} times its mean diagonal added "
-                f"(asked: {first:g}): it is not a sum of x x^T. Was it damaged on its way, or summed in a narrow format?"
+                f"(asked: {asked:g}): it is not a sum of x x^T. Was it damaged on its way, or summed in a narrow format?"
             )
         share = max(10 * share, FIRST_SHARE)

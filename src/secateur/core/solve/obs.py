@@ -72,7 +72,7 @@ class OBS:
             BadTensor: weights or a Hessian that cannot be used; see `Layer.of` and `with_damping`.
             NotDefined: another pattern than `Unstructured`.
         """
-        with exactly(weight):
+        with exactly():
             layer = Layer.of(weight, hessian, name, torch.float64)
             check_request(layer.spec, pattern, count)
             if isinstance(pattern, NM):
@@ -89,9 +89,9 @@ class OBS:
             return layer.solved(*remove_one_by_one(layer, inverse, count), damping)
 
 
-def inverse_of(h: Tensor) -> Tensor | None:
-    """The inverse, or ``None`` where the matrix is not positive definite."""
-    factor = lower(h)
+def inverse_of(h: Tensor, noise: float) -> Tensor | None:
+    """The inverse, or ``None`` where the matrix is singular (see `lower`)."""
+    factor = lower(h, noise)
     return None if factor is None else torch.cholesky_inverse(factor)
 
 
@@ -167,20 +167,19 @@ class ExactOBS:
             BadTensor: weights or a Hessian that cannot be used; see `Layer.of` and `with_damping`.
             NotDefined: see `check_request`.
         """
-        with exactly(weight):
+        with exactly():
             layer = Layer.of(weight, hessian, name, torch.float64)
             check_request(layer.spec, pattern, count)
             nm = pattern if isinstance(pattern, NM) else None
             if nm is None and count <= int(layer.zero.sum()):
                 return layer.solved(layer.weight, layer.zero, 0.0)
             inverse, damping = with_damping(layer, self.damping, inverse_of)
-            h = layer.damped(damping)
-            order, keys = traces(layer, inverse, 1 / h.diagonal(), steps_of(layer, nm, count), nm)
+            order, keys = traces(layer, inverse, steps_of(layer, nm, count), nm)
             chosen = keys != HIGHEST if nm is not None else cheapest(keys, count)
             row, step = chosen.nonzero(as_tuple=True)
             gone = torch.zeros_like(layer.zero)
             gone[row, order[row, step]] = True
-            moved = survivors(layer.weight, h, gone)
+            moved = survivors(layer.weight, gone, layer.damped(damping), noise=0.0)
             assert moved is not None, "a part of a positive definite matrix is positive definite"
             return layer.solved(moved, gone, damping)
 
@@ -204,28 +203,25 @@ def cheapest(keys: Tensor, count: int) -> Tensor:
     return first(keys.cummax(1).values, count)
 
 
-def traces(layer: Layer, inverse: Tensor, least: Tensor, steps: int, nm: NM | None) -> tuple[Tensor, Tensor]:
+def traces(layer: Layer, inverse: Tensor, steps: int, nm: NM | None) -> tuple[Tensor, Tensor]:
     """The greedy order of every row: which weight goes at each step, and the key of its cost; int64, (out, steps).
 
     Args:
         layer: the layer.
         inverse: of its damped Hessian.
-        least: (in,): what the diagonal of an inverse cannot fall below, that of the last weight left.
         steps: how many.
         nm: groups to be closed, if any; a row that has no more to lose has the key `HIGHEST` from then on.
     """
     size = max(1, BATCH // (steps * len(inverse)))
     found = [
-        _trace(w, zero, layer.dead, inverse, least, steps, nm)
+        _trace(w, zero, layer.dead, inverse, steps, nm)
         for w, zero in zip(layer.weight.split(size), layer.zero.split(size), strict=True)
     ]
     order, keys = (torch.cat(parts) for parts in zip(*found, strict=True))
     return order, keys
 
 
-def _trace(
-    w: Tensor, zero: Tensor, dead: Tensor, inverse: Tensor, least: Tensor, steps: int, nm: NM | None
-) -> tuple[Tensor, Tensor]:
+def _trace(w: Tensor, zero: Tensor, dead: Tensor, inverse: Tensor, steps: int, nm: NM | None) -> tuple[Tensor, Tensor]:
     """`traces` of a batch of rows.
 
     A row's inverse after some removals is ``H^-1 - V^T V``, where ``V`` has a row for each: that of the inverse as it was
@@ -246,9 +242,9 @@ def _trace(
         root = diagonal.gather(1, at).sqrt()
         v[:, k] = row.div_(root)
         w -= row * (w.gather(1, at) / root)
-        diagonal = torch.maximum(diagonal.addcmul_(row, row, value=-1), least)
+        diagonal.addcmul_(row, row, value=-1)
         closed = removed = removed.scatter(1, at, True)
-        if nm is not None:
+        if nm is not None:  # a row that has lost its share goes through the motions, under a key that nothing takes
             full = removed.view(rows, -1, nm.of).sum(2) >= nm.of - nm.keep
             closed = removed | (full.repeat_interleave(nm.of, dim=1) & ~zero)
     return order, keys

@@ -44,7 +44,7 @@ def refit(weight: Tensor, *, hessian: Tensor, mask: Tensor, name: str = "", damp
         tensor([[0.0000, 2.5000]], dtype=torch.float64)
     """
     check_damping(damping)
-    with exactly(weight):
+    with exactly():
         layer = Layer.of(weight, hessian, name, torch.float64)
         if mask.dtype != torch.bool or mask.shape != weight.shape or mask.device != weight.device:
             raise BadTensor(
@@ -52,17 +52,18 @@ def refit(weight: Tensor, *, hessian: Tensor, mask: Tensor, name: str = "", damp
                 f"got {mask.dtype}, {tuple(mask.shape)}, {mask.device}."
             )
         gone = (~mask).contiguous()
-        found, added = with_damping(layer, damping, lambda h: survivors(layer.weight, h, gone))
+        found, added = with_damping(layer, damping, lambda h, noise: survivors(layer.weight, gone, h, noise))
         return layer.solved(found, gone, added)
 
 
-def survivors(weight: Tensor, h: Tensor, gone: Tensor) -> Tensor | None:
+def survivors(weight: Tensor, gone: Tensor, h: Tensor, noise: float) -> Tensor | None:
     """Every row with its survivors moved by ``(h_SS)^-1 h_SP w_P``, or ``None`` where an ``h_SS`` is singular.
 
     Args:
         weight: (out, in), float64.
-        h: (in, in), float64; what stands on its diagonal beside the Hessian is the price of moving a survivor.
         gone: bool, (out, in); what is left there is not defined.
+        h: (in, in), float64; what stands on its diagonal beside the Hessian is the price of moving a survivor.
+        noise: see `lower`.
 
     Rows are solved in batches of bounded memory, those with as many survivors together: each row's ``h_SS`` stands in the
     corner of a square that fits the largest, with ones on the rest of the diagonal.
@@ -79,7 +80,7 @@ def survivors(weight: Tensor, h: Tensor, gone: Tensor) -> Tensor | None:
         pad = gone[rows].gather(1, index)
         square = h[index[:, :, None], index[:, None, :]].masked_fill_(pad[:, :, None] | pad[:, None, :], 0.0)
         square.diagonal(dim1=1, dim2=2).add_(pad)
-        factor = lower(square)
+        factor = lower(square, noise)
         if factor is None:
             return None
         missing = ((weight[rows] * gone[rows]) @ h).gather(1, index).masked_fill_(pad, 0.0)

@@ -74,7 +74,7 @@ class SparseGPT:
             BadTensor: weights or a Hessian that cannot be used; see `Layer.of` and `with_damping`.
             NotDefined: see `check_request`.
         """
-        with exactly(weight):
+        with exactly():
             layer = Layer.of(weight, hessian, name)
             check_request(layer.spec, pattern, count)
             if not isinstance(pattern, NM) and count <= int(layer.zero.sum()):
@@ -94,12 +94,12 @@ class SparseGPT:
             return layer.solved(columns.t(), gone.t(), damping)
 
 
-def upper_of_inverse(h: Tensor) -> Tensor | None:
-    """The upper ``U`` with ``h^-1 = U^T U``, or ``None`` where ``h`` is not positive definite.
+def upper_of_inverse(h: Tensor, noise: float) -> Tensor | None:
+    """The upper ``U`` with ``h^-1 = U^T U``, or ``None`` where ``h`` is singular (see `lower`).
 
     With ``J`` the reversal of rows or columns and ``J h J = L L^T``, it is ``U = J L^-1 J``.
     """
-    factor = lower(h.flip(0, 1))
+    factor = lower(h.flip(0, 1), noise)
     if factor is None:
         return None
     inverse = torch.eye(len(h), dtype=h.dtype, device=h.device)
