@@ -40,6 +40,7 @@ from .elements import (
 from .groups import Ranked, full_cut, levelled, partial_cuts
 from .keys import FORMATS, LOWEST
 from .patterns import NM, Block, Channel, GroupPattern, Pattern, Row, UnitPattern
+from .rows import Rows
 from .select import Cut, Keyed, Space, identity, smallest
 from .types import Align, Part, Parts, Reduce, Spec
 from .units import UnitScorer, UnitTable, expand, smallest_units, units_gone, within
@@ -236,7 +237,7 @@ class Groups:
 
     source: Source
     pattern: GroupPattern
-    _ranked: dict[str, Ranked] = field(default_factory=dict)
+    _held: dict[str, Rows] = field(default_factory=dict)
 
     def take(self, specs: Sequence[Spec], count: int) -> list[Taken]:
         """See `Selector`; at the full count every tensor is on its own."""
@@ -244,9 +245,12 @@ class Groups:
             return [self._full(s) for s in specs]
         s = self.source
         facts = [s.facts(spec) for spec in specs]
+        if isinstance(self.pattern, Row):
+            (spec,) = specs  # rows compete inside their tensor alone
+            return [_measured(self, s, spec, self._rows(spec).cut(count, s.reduce), facts[0].zeros)]
         space, pool = magnitude_space(specs) if s.by_magnitude else (SCORES, torch.float64)
-        most = max(self.pattern.grouping(spec).most for spec in specs)
-        cuts = partial_cuts([self._ranks(spec, pool) for spec in specs], max(1, most), count, space, s.reduce)
+        most = self.pattern.of - self.pattern.keep
+        cuts = partial_cuts([self._ranks(spec, pool) for spec in specs], most, count, space, s.reduce)
         if s.by_magnitude:
             own = own_cuts(cuts, specs, pool)
             cuts = [Cut(o.key, o.index, c.level) for o, c in zip(own, cuts, strict=True)]
@@ -262,20 +266,24 @@ class Groups:
         return spec.numel // max(1, g.of) * g.most
 
     def _ranks(self, spec: Spec, pool: torch.dtype) -> Ranked:
-        """A tensor's keys and ranks. Rows are long, so their ranks are held, of one tensor at a time."""
         grouping = self.pattern.grouping(spec)
-        own = pool == spec.dtype or not self.source.by_magnitude
-        if isinstance(self.pattern, Row) and own:
-            if spec.name not in self._ranked:
-                self._ranked.clear()
-                self._ranked[spec.name] = Ranked(_keyed(self.source, spec, pool, grouping.run), grouping, keep=True)
-            return self._ranked[spec.name]
         return Ranked(_keyed(self.source, spec, pool, grouping.run), grouping)
+
+    def _rows(self, spec: Spec) -> Rows:
+        """A tensor's rows, with what was found of them; of one tensor at a time."""
+        if spec.name not in self._held:
+            grouping = self.pattern.grouping(spec)
+            self._held.clear()
+            self._held[spec.name] = Rows(_keyed(self.source, spec, spec.dtype, grouping.run), grouping, self._space(spec))
+        return self._held[spec.name]
+
+    def _space(self, spec: Spec) -> Space:
+        return Space(FORMATS[spec.dtype].bits) if self.source.by_magnitude else SCORES
 
     def _full(self, spec: Spec) -> Taken:
         s = self.source
         assert isinstance(self.pattern, NM)
-        cut = full_cut(self.pattern.grouping(spec), Space(FORMATS[spec.dtype].bits) if s.by_magnitude else SCORES)
+        cut = full_cut(self.pattern.grouping(spec), self._space(spec))
         if s.alone and s.by_magnitude and s.nonfinite == "error":
             found = [fast.groups(p, self.pattern, write=False) for p in s.parts(spec, "whole")]
             if len(found) == 1 and found[0] is not None:
@@ -288,8 +296,12 @@ class Groups:
     def gone(self, spec: Spec, cut: Cut) -> Iterator[tuple[Part, Tensor]]:
         """See `Selector`."""
         assert cut.level is not None
-        space = Space(FORMATS[spec.dtype].bits) if self.source.by_magnitude else SCORES
-        for keys, part in levelled(self._ranks(spec, spec.dtype), cut.level, space).chunks():
+        space = self._space(spec)
+        if isinstance(self.pattern, Row):
+            keyed = self._rows(spec).levelled(cut.level)
+        else:
+            keyed = levelled(self._ranks(spec, spec.dtype), cut.level, space)
+        for keys, part in keyed.chunks():
             yield part, pruned_by(keys, part, cut, space.lowest)
 
 

@@ -136,12 +136,12 @@ def keyed_scores(spec: Spec, pieces: Callable[[], Iterator[tuple[Part, Tensor]]]
 
     def chunks() -> Iterator[tuple[Tensor, Part]]:
         for part, scores in pieces():
-            gone, kept = dead(part, nonfinite), torch.zeros((), dtype=torch.bool, device=scores.device)
-            if nonfinite == "keep":
-                kept = not_finite(part)
+            gone = dead(part, nonfinite)
+            kept = not_finite(part) if nonfinite == "keep" else None
             # First or last whatever their score, which may well be NaN.
-            keys = order_key(comparable(scores, str(spec)).masked_fill(gone | kept, 0), str(spec))
-            yield keys.masked_fill_(gone, LOWEST).masked_fill_(kept, HIGHEST), part
+            settled = gone if kept is None else gone | kept
+            keys = order_key(comparable(scores, str(spec)).masked_fill(settled, 0), str(spec)).masked_fill_(gone, LOWEST)
+            yield keys if kept is None else keys.masked_fill_(kept, HIGHEST), part
 
     return Keyed(spec, chunks)
 
