@@ -31,7 +31,7 @@ def test_the_page_shows_what_the_contract_tests_run(script: ModuleType) -> None:
     assert {a for _, a, _ in CHOICES} == set(script.ALLOCATED)
     page = script.page()
     rows = dict(
-        re.findall(r"^\| `(unstructured|2:4|4x4|channel|channel:in)` \| (.*) \|$", page.split("## Other")[0], re.M)
+        re.findall(r"^\| `(unstructured|row|2:4|4x4|channel|channel:in)` \| (.*) \|$", page.split("## Other")[0], re.M)
     )
     assert set(rows) == set(PATTERNS)
     for pattern, cells in rows.items():

@@ -6,7 +6,7 @@ All three answer the same two questions: `take` finds the cuts for a count over 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -31,14 +31,16 @@ from .elements import (
     keyed_scores,
     magnitude_space,
     not_finite,
+    one_value,
     own_cuts,
+    pieces_of,
     pruned_by,
     refuse_nonfinite,
     score_pieces,
     survey,
 )
 from .groups import Ranked, full_cut, levelled, partial_cuts
-from .keys import FORMATS, LOWEST
+from .keys import FORMATS, LOWEST, comparable
 from .patterns import NM, Block, Channel, GroupPattern, Pattern, Row, UnitPattern
 from .rows import Rows
 from .select import Cut, Keyed, Space, identity, smallest
@@ -59,11 +61,14 @@ class Source:
     nonfinite: str
     _scores: dict[str, Kept] = field(default_factory=dict)
     _keys: dict[str, Kept] = field(default_factory=dict)
+    constant: list[str] = field(default_factory=list)
+    """Names of tensors to whose weights the criterion gave one value; looked for where scores are kept."""
 
     def scored(self, spec: Spec, align: Align = "chunk") -> Iterator[tuple[Part, Tensor]]:
         """Flat parts with their scores; a criterion that is not elementwise is called once a tensor in all."""
         if not crit.is_elementwise(self.criterion) and spec.name not in self._scores:
-            self._scores[spec.name] = kept_scores(spec, self.parts, self.criterion)
+            self._scores[spec.name] = scores = kept_scores(spec, self.parts, self.criterion)
+            self._look_at(spec, (comparable(p, str(spec)) for p in pieces_of(scores)))
         return score_pieces(spec, self.parts, self.criterion, self._scores.get(spec.name), 1, align)
 
     def keyed(self, spec: Spec, block: int = 1) -> Keyed:
@@ -73,8 +78,13 @@ class Source:
             if crit.is_elementwise(self.criterion) and self._kept + spec.numel > KEPT:
                 pieces = partial(score_pieces, spec, self.parts, self.criterion, None, block)
                 return keyed_scores(spec, pieces, self.nonfinite)
-            self._keys[spec.name] = kept_keys(spec, self.parts, self.criterion, self.nonfinite)
+            self._keys[spec.name] = keys = kept_keys(spec, self.parts, self.criterion, self.nonfinite)
+            self._look_at(spec, pieces_of(keys))
         return keyed_kept(spec, self.parts, self._keys[spec.name], block)
+
+    def _look_at(self, spec: Spec, pieces: Iterable[Tensor]) -> None:
+        if one_value(pieces):
+            self.constant.append(spec.name)
 
     @property
     def _kept(self) -> int:
@@ -274,7 +284,9 @@ class Groups:
         if spec.name not in self._held:
             grouping = self.pattern.grouping(spec)
             self._held.clear()
-            self._held[spec.name] = Rows(_keyed(self.source, spec, spec.dtype, grouping.run), grouping, self._space(spec))
+            self._held[spec.name] = Rows(
+                _keyed(self.source, spec, spec.dtype, grouping.run), grouping, self._space(spec)
+            )
         return self._held[spec.name]
 
     def _space(self, spec: Spec) -> Space:

@@ -35,7 +35,9 @@ class Rows:
         below, upto = self._counts(reduce)
         level = min(int(torch.searchsorted(upto, count)), len(upto) - 1)
         left = max(0, count - (int(upto[level - 1]) if level else below))
-        return replace(smallest([Keyed(self.keyed.spec, lambda: self._at(level))], left, self.space, reduce)[0], level=level)
+        return replace(
+            smallest([Keyed(self.keyed.spec, lambda: self._at(level))], left, self.space, reduce)[0], level=level
+        )
 
     def levelled(self, level: int) -> Keyed:
         """The same tensor with keys for one level: lower ranks get the lowest key, higher ranks the highest."""

@@ -79,7 +79,7 @@ def _along(vector: Tensor, weight: Tensor, dim: int) -> Tensor:
     groups, rest = divmod(vector.numel(), max(1, prod(kernel)))
     if weight.dim() < 3 or dim != 1 or rest or not groups or len(weight) % groups:
         raise BadInput(
-            f"statistics of {vector.numel()} input features do not belong to a weight of the shape {tuple(weight.shape)} with its "
+            f"statistics of {vector.numel()} input features do not belong to a weight of the shape {tuple(weight.shape)}, its "
             f"inputs along dim {dim}: they were measured on another model."
         )
     each = vector.reshape(groups, 1, *kernel).expand(groups, len(weight) // groups, *kernel)
@@ -248,8 +248,8 @@ class Bound:
         found = measured.get(what)
         if not isinstance(found, Tensor):
             raise BadInput(
-                f"the criterion {self.__name__} needs {what!r} of {name!r}, which the statistics do not have: calibrate the model "
-                "that is pruned, with this statistic."
+                f"the criterion {self.__name__} needs {what!r} of {name!r}, which the statistics do not have: calibrate the "
+                "model that is pruned, with this statistic, or leave the tensor out with ignore=."
             )
         if what in LIKE_WEIGHT and found.shape != weight.shape:
             raise BadInput(
