@@ -14,6 +14,7 @@ import torch
 from secateur import native
 
 STATUS = Path("/proc/self/status")
+REFS = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,15 @@ def peak_bytes() -> int:
         return _status("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak() -> bool:
+    """Lets `peak_bytes` start anew from what is held now; ``False`` where the system cannot."""
+    try:
+        REFS.write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
 
 
 def held_bytes() -> int:

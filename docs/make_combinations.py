@@ -16,15 +16,18 @@ from torch import Tensor
 import secateur
 from secateur.core.combine import Choice, why_refused
 from secateur.core.criteria import Criterion
+from secateur.core.heads import Head
 from secateur.core.patterns import NM, Block, Channel, Pattern, Row, Unstructured
 from secateur.core.spelling import ALLOCATIONS, Allocation
-from secateur.core.types import Spec
-from secateur.stores import checks, roles
+from secateur.core.types import Attention, Spec
+from secateur.stores import attention, checks, roles
 
 PAGE = Path(__file__).with_name("combinations.md")
 YES = "✓"
 
-PATTERNS: tuple[Pattern, ...] = (Unstructured(), Row(), NM(2, 4), Block((4, 4)), Channel("out"), Channel("in"))
+PATTERNS: tuple[Pattern, ...] = (
+    Unstructured(), Row(), NM(2, 4), Block((4, 4)), Channel("out"), Channel("in"), Head(4),
+)  # fmt: skip
 
 
 def any_function(weight: Tensor) -> Tensor:
@@ -95,6 +98,7 @@ def grid(
 
 
 PATTERN_OF = {f"`{p}`": p for p in PATTERNS}
+BY_ROLE = [p for p in PATTERN_OF if not isinstance(PATTERN_OF[p], Head)]
 ALLOCATION_OF = {f"`{n}`" if n in ALLOCATIONS else n: a for n, a in ALLOCATED.items()}
 CRITERION_OF = {f"`{n}`" if n != "function" else "any function": c for n, c in CRITERIA.items()}
 
@@ -182,13 +186,13 @@ def tensors() -> Iterator[str]:
     shown = [r for r in roles.ROLES if r in SHAPES]
     alike: dict[tuple[str | None, ...], list[str]] = {}
     for role in shown:
-        reasons = [reason(role, p) for p in PATTERN_OF]
+        reasons = [reason(role, p) for p in BY_ROLE]
         alike.setdefault(tuple(r and r.replace(f" {role} ", " … ") for r in reasons), []).append(role)
     rows = {}
     for texts, names in alike.items():
         own = [t and t.replace("…", names[0]) for t in texts] if len(names) == 1 else texts
-        rows[", ".join(f"`{n}`" for n in names)] = dict(zip(PATTERN_OF, own, strict=True))
-    yield from grid("role", rows, PATTERN_OF, lambda names, p: rows[names][p])
+        rows[", ".join(f"`{n}`" for n in names)] = dict(zip(BY_ROLE, own, strict=True))
+    yield from grid("role", rows, BY_ROLE, lambda names, p: rows[names][p])
     yield ""
     yield "Skipped unless asked for by full name:"
     yield ""
@@ -199,9 +203,40 @@ def tensors() -> Iterator[str]:
     yield "And by shape:"
     yield ""
     for spec, what in ((odd, "a weight of shape (6, 10)"), (grouped, "a convolution with groups=4")):
-        for p in PATTERNS:
-            if why := p.why_not(spec):
+        for p in map(PATTERN_OF.get, BY_ROLE):
+            if p is not None and (why := p.why_not(spec)):
                 yield f"- `{p}` on {what}: {why}."
+
+
+def heads() -> Iterator[str]:
+    """By which names layers of attention are found, and what their shapes must be."""
+
+    def listed(names: Iterable[str]) -> str:
+        return ", ".join(f"`{n}`" for n in names)
+
+    def place(queries: int, keys: int, values: int, outputs: int) -> Spec:
+        whole = Attention("attn", ("q", "k", "v", "o"), 0, (queries,), queries, keys, values, outputs)
+        return Spec("q", (queries, 64), torch.float32, "linear", 0, 1, attention=whole)
+
+    packed = {"q": "queries", "k": "keys", "v": "values", "kv": "keys, values", "qkv": "queries, keys, values"}
+    packed["heads"] = "queries, keys, values of each head together"
+    found = []
+    for held, outs in attention.LAYERS:
+        beside = [f"`{o.removeprefix('^')}`" + (" beside that module" if o.startswith("^") else "") for o in outs]
+        apart = len(set(held.values())) == 3
+        found.append(
+            (
+                listed(held),
+                ["; ".join([] if apart else [packed[h] for h in held.values()]) or "apart", ", ".join(beside)],
+            )
+        )
+    yield from table("projections in one module", ["which hold", "output projection"], found)
+    yield ""
+    yield "By shape, of a layer called `attn`:"
+    yield ""
+    for sizes in ((66, 66, 66, 66), (64, 24, 24, 64), (64, 32, 64, 64)):
+        why = Head(4).why_not(place(*sizes))
+        yield f"- `head:4` where queries, keys, values and output have {', '.join(map(str, sizes))} features: {why}."
 
 
 def dtypes() -> Iterator[str]:
@@ -255,6 +290,11 @@ SECTIONS: tuple[tuple[str, str, Callable[[], Iterator[str]]], ...] = (
         "By role. A tensor chosen by default that cannot carry the pattern is skipped with one warning; one named in full "
         "is refused.",
         tensors,
+    ),
+    (
+        "Heads",
+        "`head:N` goes by names. The whole layer is chosen, or none of it; everything outside of attention stays.",
+        heads,
     ),
     ("Dtypes", "", dtypes),
     ("Stores", "", stores),

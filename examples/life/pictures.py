@@ -13,6 +13,8 @@ from torch import Tensor
 
 from examples.first_cut.data import mnist_5k
 
+HELD = 5000
+"""Pictures of a training part that are neither trained on nor tested on, where there are so many to spare."""
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's ``dataset-fashion-mnist`` puts its files."""
 
@@ -26,6 +28,7 @@ class Pictures:
         inputs, labels: the training part.
         test: inputs and labels of the test part, which decides nothing and is only scored.
         batch: pictures a batch.
+        validation: inputs and labels to choose by, of the training part but not trained on; ``None`` where none are left.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Pictures:
     labels: Tensor
     test: tuple[Tensor, Tensor]
     batch: int
+    validation: tuple[Tensor, Tensor] | None = None
 
     def train(self, generator: torch.Generator) -> Sequence[tuple[Tensor, Tensor]]:
         """The batches of one epoch, in an order drawn from the generator."""
@@ -44,7 +48,8 @@ def pictures(seed: int, train: int = 10_000, batch: int = 64, folder: str | None
     """Pictures to classify into ten classes.
 
     ``folder`` holds the four ``*-ubyte`` or ``*-ubyte.gz`` files of MNIST or one of its relatives; without it, Debian's
-    Fashion-MNIST if it is installed, else MNIST-5k.
+    Fashion-MNIST if it is installed, else MNIST-5k. Of the pictures that are left over some are kept to choose by, if there are
+    enough.
 
     Args:
         seed: draws which pictures of the training part are used (of MNIST-5k, also which are left for the test).
@@ -63,13 +68,18 @@ def pictures(seed: int, train: int = 10_000, batch: int = 64, folder: str | None
         test = every.images[rest], every.labels[rest]
         return Pictures("MNIST-5k", every.images[used], every.labels[used], test, batch)
     labels = _idx(place, "train-labels-idx1-ubyte").long()
-    used, _ = _share_out(labels, train, seed)
-    raw = _idx(place, "train-images-idx3-ubyte")[used].float()
-    mean, deviation = float(raw.mean()), float(raw.std())
-    inputs = ((raw - mean) / deviation).unsqueeze(1)
-    scored = ((_idx(place, "t10k-images-idx3-ubyte").float() - mean) / deviation).unsqueeze(1)
+    used, rest = _share_out(labels, train, seed)
+    raw = _idx(place, "train-images-idx3-ubyte")
+    mean, deviation = float(raw[used].float().mean()), float(raw[used].float().std())
+
+    def normalised(some: Tensor) -> Tensor:
+        return ((some.float() - mean) / deviation).unsqueeze(1)
+
+    test = normalised(_idx(place, "t10k-images-idx3-ubyte")), _idx(place, "t10k-labels-idx1-ubyte").long()
+    spare = rest[_share_out(labels[rest], HELD, seed)[0]]
+    validation = (normalised(raw[spare]), labels[spare]) if len(spare) >= HELD else None
     name = "Fashion-MNIST" if place == FASHION else place.name
-    return Pictures(name, inputs, labels[used], (scored, _idx(place, "t10k-labels-idx1-ubyte").long()), batch)
+    return Pictures(name, normalised(raw[used]), labels[used], test, batch, validation)
 
 
 def _share_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -135,11 +135,17 @@ def similarity(model: nn.Module, data: Sentences) -> dict[str, float]:
 
 @functools.cache
 def wikipedia() -> tuple[str, ...]:
-    """The sentences of the articles in gensim's piece of Wikipedia, without markup."""
+    """The sentences of the articles in gensim's piece of Wikipedia."""
+    return tuple(s for text in articles() for s in split(text))
+
+
+@functools.cache
+def articles() -> tuple[str, ...]:
+    """The articles in gensim's piece of Wikipedia, without markup, in the order of the file; redirections are none."""
     path = package_folder("gensim") / "test" / "test_data" / ARTICLES
     with bz2.open(path) as unpacked:
-        articles = (e.text or "" for _, e in ElementTree.iterparse(unpacked) if e.tag.endswith("}text"))
-        return tuple(s for text in articles if not text.lower().startswith("#redirect") for s in split(plain(text)))
+        texts = (e.text or "" for _, e in ElementTree.iterparse(unpacked) if e.tag.endswith("}text"))
+        return tuple(plain(text) for text in texts if not text.lower().startswith("#redirect"))
 
 
 def plain(text: str) -> str:
@@ -155,14 +161,22 @@ def plain(text: str) -> str:
     return text
 
 
+def prose(text: str) -> Iterator[str]:
+    r"""The paragraphs of an article that are no headings, lists or tables.
+
+    >>> list(prose("== Ships ==\n* one\nThe harbour is old."))
+    ['The harbour is old.']
+    """
+    return (line.strip() for line in text.split("\n") if line.strip() and line[0] not in LEFT_OUT)
+
+
 def split(text: str) -> Iterator[str]:
     """The sentences of a text that are of an ordinary length.
 
     >>> list(split("Watson went to the old harbour again. No. Nobody had seen the ship since Monday."))
     ['Watson went to the old harbour again.', 'Nobody had seen the ship since Monday.']
     """
-    for paragraph in text.split("\n"):
-        if paragraph[:1] not in LEFT_OUT:
-            for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", paragraph.strip()):
-                if WORDS[0] <= len(sentence.split()) <= WORDS[1] and sentence[-1] in ".!?":
-                    yield sentence
+    for paragraph in prose(text):
+        for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", paragraph):
+            if WORDS[0] <= len(sentence.split()) <= WORDS[1] and sentence[-1] in ".!?":
+                yield sentence

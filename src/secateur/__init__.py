@@ -9,7 +9,9 @@
 from secateur.api import apply, from_torch_prune, inspect, masks, plan, prune
 from secateur.core import saliency as criteria
 from secateur.core import schedules
+from secateur.core import solve as solvers
 from secateur.core.criteria import elementwise, magnitude, random
+from secateur.core.heads import Head
 from secateur.core.owl import OWL
 from secateur.core.patterns import NM, Block, Channel, Row, Unstructured
 from secateur.core.plan import Plan
@@ -26,7 +28,9 @@ from secateur.errors import (
 )
 from secateur.evaluate.batchnorm import recalibrate_batchnorm
 from secateur.evaluate.calibrate import Calibration, calibrate
+from secateur.evaluate.compare import compare
 from secateur.evaluate.flops import Flops, count_flops
+from secateur.evaluate.sensitivity import sensitivity
 from secateur.report.report import Report
 from secateur.stores.planfile import load_plan, save_plan
 from secateur.train import dynamic, regularize
@@ -44,6 +48,7 @@ __all__ = [
     "Calibration",
     "Channel",
     "Flops",
+    "Head",
     "Infeasible",
     "NotDefined",
     "NothingChosen",
@@ -58,6 +63,7 @@ __all__ = [
     "Unstructured",
     "apply",
     "calibrate",
+    "compare",
     "count_flops",
     "criteria",
     "dynamic",
@@ -75,4 +81,6 @@ __all__ = [
     "regularize",
     "save_plan",
     "schedules",
+    "sensitivity",
+    "solvers",
 ]

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from secateur.carry import Globs, carry_out, check_followers, count_rows
+from secateur.carry import Globs, carry_out, count_rows
 from secateur.core.criteria import describe
+from secateur.core.heads import Head
 from secateur.core.make import Request, counted, eligible, make, odd_rows
 from secateur.core.owl import OWL
 from secateur.core.patterns import NM
@@ -33,6 +34,7 @@ from secateur.evaluate.walk import Walk
 from secateur.evaluate.watch import too_few, why_unseen
 from secateur.report.report import Report, ReportRow
 from secateur.stores.base import choose, matches
+from secateur.stores.followers import check_followers
 from secateur.stores.memory import MemoryStore
 
 
@@ -177,7 +179,8 @@ class _Job:
         """Prunes everything. The statistics of a block are measured when the blocks before it are pruned, and gone when it is."""
         began = time.perf_counter()
         if self.in_one_go:
-            found = measure(self.model, self.store, self.chosen, self.calibration, self.wanted, self.notes)
+            pattern = self.request.pattern
+            found = measure(self.model, self.store, self.chosen, self.calibration, self.wanted, pattern, self.notes)
             self._tell("all layers", (1, 1), began, self._prune(self.chosen, found))
             return
         held = {i: [s for s in self.chosen if b.holds(s.name)] for i, b in enumerate(self.blocks)}
@@ -230,7 +233,7 @@ class _Job:
         """The request for some tensors: their counts are those of the whole, their scores made of these statistics."""
         own = isinstance(self.request.criterion, Bound) and bool(self.request.criterion.statistics)
         r = bound(self.request, specs, None if own else statistics)
-        if self.in_one_go or isinstance(r.pattern, NM):
+        if isinstance(r.pattern, NM) or (self.in_one_go and not isinstance(r.allocation, OWL)):
             return r
 
         def counts(rows: Sequence[Row], sparsity: float) -> dict[str, int]:
@@ -274,25 +277,31 @@ class _Job:
         finally:
             self._kept.clear()
 
+    def _method(self) -> str:
+        """What decided which weights go, and what moved the others."""
+        criterion = describe(self.request.criterion)
+        if self.solver is None:
+            return criterion
+        return f"{criterion} + {solver_name(self.solver)}" if asks_for_mask(self.solver) else solver_name(self.solver)
+
     def report(self) -> Report:
         """What was counted."""
         rest = count_rows([s for s in self.specs if s.name not in self.rows], self.store)
         rows = sorted((*self.rows.values(), *rest), key=lambda r: r.name)
-        r, chooses = self.request, self.solver is not None and not asks_for_mask(self.solver)
+        r = self.request
         what = {
-            "sparsity": r.sparsity, "threshold": r.threshold, "criterion": None if chooses else describe(r.criterion),
+            "sparsity": r.sparsity, "threshold": r.threshold, "criterion": self._method(),
             "allocation": describe_allocation(r.allocation), "pattern": str(r.pattern),
         }  # fmt: skip
-        if self.solver is not None:
-            what["solver"] = solver_name(self.solver)
         return Report(tuple(rows), what, tuple(dict.fromkeys((*self.notes, *self.said))))
 
 
 def _in_one_go(request: Request, calibration: Calibration, wanted: Sequence[str]) -> bool:
-    """Whether everything must be known of all tensors before one of them is pruned: where they are one pool, and for statistics
-    of the whole network."""
+    """Whether everything must be known of all tensors before one of them is pruned: where they are one pool or heads, and for
+    statistics of the whole network."""
     pooled = request.allocation == "global" and not isinstance(request.pattern, NM)
-    return pooled or calibration.blocks == "whole" or any(w not in INPUTS for w in wanted)
+    whole = calibration.blocks == "whole" or any(w not in INPUTS for w in wanted)
+    return pooled or whole or isinstance(request.pattern, Head)
 
 
 def _outside(spec: Spec, blocks: Sequence[Block]) -> str | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from secateur.core.bits import pack
 from secateur.core.elements import Measured, Meter, chunks_of, survey
 from secateur.core.fast import settle
+from secateur.core.heads import Head
 from secateur.core.keys import FORMATS
 from secateur.core.make import Request, make
 from secateur.core.patterns import Channel, Unstructured
@@ -21,10 +22,11 @@ from secateur.core.plan import Plan, Row, gone, row_of
 from secateur.core.select import Cut, identity
 from secateur.core.types import Part, Spec
 from secateur.core.write import count_row, write_rows
-from secateur.errors import BadInput, BadTensor, OutputExists, PlanMismatch, SecateurError, SecateurWarning
+from secateur.errors import BadInput, OutputExists, PlanMismatch, SecateurError, SecateurWarning
 from secateur.evaluate.norms import firing_norms
 from secateur.report.report import Report, ReportRow
 from secateur.stores.base import Store, choose, matches
+from secateur.stores.followers import check_followers
 from secateur.stores.memory import MemoryStore
 
 Globs = str | Sequence[str] | None
@@ -94,13 +96,12 @@ def carry_out(made: Plan, store: Store, out: Path | None, overwrite: bool, targe
                 [replace(specs[r.name], skip=r.skip) for r in made.rows if r.name not in measured], store
             )
         }
-    asked = {r.name: r.asked for r in made.rows}
     canonical = {n: s.name for s in specs.values() for n in (s.name, *s.aliases)}
     leaders = {canonical[m.name]: r.name for r in made.chosen for m in r.followers}
     rows = [
-        _written(specs[r.name], measured[r.name], asked[r.name], store, made)
+        _written(specs[r.name], measured[r.name], r, store, made)
         if r.name in measured
-        else _following(rest[r.name], leaders.get(r.name))
+        else _following(rest[r.name], leaders.get(r.name), made)
         for r in made.rows
     ]
     what = {
@@ -139,14 +140,15 @@ def _row(spec: Spec, **more: object) -> ReportRow:
     return ReportRow(spec.name, spec.shape, dtype, spec.role, spec.numel, aliases=spec.aliases, **more)  # type: ignore[arg-type]
 
 
-def _following(row: ReportRow, leader: str | None) -> ReportRow:
-    """The row of a tensor that is not chosen: left alone, or gone along with the channels of another."""
-    return row if leader is None else replace(row, skip="goes with its layer's channels", goes_with=leader)
+def _following(row: ReportRow, leader: str | None, made: Plan) -> ReportRow:
+    """The row of a tensor that is not chosen: left alone, or gone along with the channels or heads of another."""
+    units = "heads" if isinstance(made.pattern, Head) else "channels"
+    return row if leader is None else replace(row, skip=f"goes with its layer's {units}", goes_with=leader)
 
 
-def _written(spec: Spec, m: Measured, asked: int | None, store: Store, made: Plan) -> ReportRow:
+def _written(spec: Spec, m: Measured, row: Row, store: Store, made: Plan) -> ReportRow:
     kept = survey(spec, store.parts, store.sum).nonfinite if made.nonfinite == "keep" else 0
-    return _row(spec, zeros=m.zeros, threshold=m.threshold, asked=asked, nonfinite=kept)
+    return _row(spec, zeros=m.zeros, threshold=m.threshold, asked=row.asked, nonfinite=kept, units=row.units)
 
 
 def count_rows(specs: Sequence[Spec], store: Store) -> tuple[ReportRow, ...]:
@@ -206,32 +208,6 @@ def plan_of_masks(masks: Mapping[str, Tensor], store: Store) -> Plan:
         more = {"zeros": taken.zeros, "prune": taken.pruned, "threshold": taken.threshold} if taken else {}
         rows.append(row_of(s, **more))
     return replace(empty, rows=tuple(rows))
-
-
-def check_followers(made: Plan, store: Store) -> None:
-    """Refuses tensors that should go with another's units (a bias with its channels) and cannot be written as they are.
-
-    Raises:
-        PlanMismatch: there is no such tensor, or it does not have one element for each unit.
-        BadTensor: it cannot be pruned, or goes with two layers.
-    """
-    specs = {n: s for s in store.specs() for n in (s.name, *s.aliases)}
-    leaders: dict[str, str] = {}
-    for row in made.chosen:
-        for member in row.followers:
-            spec = specs.get(member.name)
-            units = row.numel // made.pattern.grid(row.spec).unit_size if isinstance(made.pattern, Channel) else 0
-            if spec is None or spec.numel != units:
-                raise PlanMismatch(
-                    f"{member.name!r}, the bias of {row.name!r}, should have {units} elements; found {spec}."
-                )
-            if spec.name in leaders:
-                raise BadTensor(
-                    f"the bias {spec} belongs to two layers, {leaders[spec.name]!r} and {row.name!r}, whose pruned channels "
-                    "differ: leave one of them out with ignore=, or give each its own bias."
-                )
-            leaders[spec.name] = row.name
-    store.check([replace(specs[n], skip=None) for n in leaders])
 
 
 def refuse_other(made: Plan, store: Store) -> None:

@@ -46,8 +46,8 @@ def load_model(folder: Path, dtype: torch.dtype) -> nn.Module:
     if missing := sorted(found["missing_keys"]):
         some = ", ".join(missing[:4]) + (", …" if len(missing) > 4 else "")
         raise BadInput(
-            f"{folder} does not hold all weights of a {made.__name__}, which would be drawn at random: {some}. Does its config name "
-            "the architecture of another folder?"
+            f"{folder} does not hold all weights of a {made.__name__}, which would be drawn at random: {some}. Does its config "
+            "name another architecture than it holds?"
         )
     return model.eval()
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import secateur
 from secateur.core.combine import Choice, why_refused
+from secateur.core.heads import Head
 from secateur.core.plan import Row
 from secateur.core.spelling import allocation_of, criterion_of
 
@@ -30,6 +31,10 @@ PATTERNS: dict[str, Any] = {
     "channel": secateur.Channel("out"),
     "channel:in": secateur.Channel("in"),
 }
+
+
+OF_ATTENTION: dict[str, Any] = {"head:4": Head(4)}
+"""Patterns of attention alone, which `test_heads.py` runs on a network of its own."""
 
 
 def half_of_each(rows: tuple[Row, ...], sparsity: float) -> dict[str, int]:
@@ -124,7 +129,7 @@ class Case:
         """What the code says of it."""
         return why_refused(
             Choice(
-                PATTERNS[self.pattern], allocation_of(ALLOCATIONS[self.allocation]),
+                (PATTERNS | OF_ATTENTION)[self.pattern], allocation_of(ALLOCATIONS[self.allocation]),
                 criterion_of(CRITERIA[self.criterion]), self.nonfinite, self.sparsity, self.threshold,
                 self.caps == "capped",
             )

@@ -92,6 +92,25 @@ def test_moving_masks_are_those_of_the_cpu(grow: str) -> None:
     assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
 
 
+def test_movement_is_that_of_the_cpu() -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        model = net().to(device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
+        how = secateur.dynamic.movement(every=2, end=7)
+        pruner = Pruner(model, optimizer, schedules.cubic(0.75, begin=1, end=6), rewire=how)
+        for t in range(STEPS):
+            optimizer.zero_grad()
+            for i, p in enumerate(model.parameters()):  # the same gradients on both devices
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * t + i)).to(device)
+            optimizer.step()
+            check_held(model, pruner, optimizer)
+            state = pruner.state_dict().get("movement", {"scores": {}, "values": {}})
+            found.append({n: x.cpu() for part in (pruner.masks(), *state.values()) for n, x in part.items()})
+    halves = zip(found[:STEPS], found[STEPS:], strict=True)
+    assert all(torch.equal(a[n], b[n]) for a, b in halves for n in a)
+
+
 def test_iterative_pruning_and_its_random_numbers(tmp_path: Path) -> None:
     def run(folder: Path) -> list[dict[str, Tensor]]:
         torch.manual_seed(0)

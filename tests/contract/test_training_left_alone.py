@@ -23,8 +23,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "gradual": {"schedule": schedules.cubic(0.75, begin=1, end=6, every=2)},
     "channels": {"schedule": schedules.linear(0.5, begin=1, end=6), "pattern": "channel"},
     "moving": {"schedule": schedules.constant(0.75), "rewire": dynamic.rigl(every=2, end=9)},
+    "moved": {
+        "schedule": schedules.cubic(0.75, begin=1, end=6), "rewire": dynamic.movement(every=2, end=7),
+    },
     "looking": {"schedule": schedules.one_shot(0.75, at=2), "grad_mask": False},
-}
+}  # fmt: skip
 CASES = [(kind, way) for kind in NETS for way in WAYS if way == "gradual" or kind is Convolutional]
 
 

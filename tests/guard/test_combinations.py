@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.contract.table import CHOICES, PATTERNS, Case
+from tests.contract.table import CHOICES, OF_ATTENTION, PATTERNS, Case
 from tests.guard.source import ROOT, text
 
 
@@ -27,13 +27,11 @@ def test_the_page_is_what_the_script_makes(script: ModuleType) -> None:
 
 
 def test_the_page_shows_what_the_contract_tests_run(script: ModuleType) -> None:
-    assert tuple(PATTERNS.values()) == script.PATTERNS
+    assert (*PATTERNS.values(), *OF_ATTENTION.values()) == script.PATTERNS
     assert {a for _, a, _ in CHOICES} == set(script.ALLOCATED)
     page = script.page()
-    rows = dict(
-        re.findall(r"^\| `(unstructured|row|2:4|4x4|channel|channel:in)` \| (.*) \|$", page.split("## Other")[0], re.M)
-    )
-    assert set(rows) == set(PATTERNS)
+    rows = dict(re.findall(r"^\| `([\w:]+)` \| (.*) \|$", page.split("## Other")[0], re.M))
+    assert set(rows) == {*PATTERNS, *OF_ATTENTION}
     for pattern, cells in rows.items():
         defined = [Case(pattern, a, "magnitude").why_refused() is None for a in script.ALLOCATED]
         assert [c == script.YES for c in cells.split(" | ")] == defined

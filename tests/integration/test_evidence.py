@@ -30,6 +30,7 @@ LAST = {
     "cnn": "random-0.95",
     "peers": "loop-0.95",
     "regularize": "group-lasso-0.1",
+    "movement": "soft-0.0001",
 }
 """The cell that each study makes last; some need others that are on disk."""
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import secateur
-from secateur.core.patterns import UnitPattern
+from secateur.core.heads import UnitPattern
 from secateur.core.plan import keep_mask
 from secateur.core.types import Align, Part, Reduce, Spec
 

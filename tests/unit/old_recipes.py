@@ -6,8 +6,8 @@ from typing import Any
 
 from secateur.core import schedules
 from secateur.recipe.load import check, parse
-from secateur.recipe.run import schedule_for
 from secateur.recipe.sparseml import imported, written
+from secateur.recipe.ways import schedule_for
 
 GM = {
     "params": ["conv.weight"], "init_sparsity": 0.05, "final_sparsity": 0.8, "start_epoch": 1.0, "end_epoch": 8.0,

@@ -175,6 +175,7 @@ def test_recurrent_is_a_loop_of_matrix_products(rnn: nn.RNNBase, packed: bool) -
     weights = sum(w.numel() for w in rnn.parameters() if w.dim() > 1)
     assert flops.macs == sum(lengths) * weights
 
+    assert flops.by_weight == {n: 2 * sum(lengths) * w.numel() for n, w in rnn.named_parameters() if w.dim() > 1}
     zero_half(rnn.weight_hh_l0)
     assert count_flops(rnn, batch).effective == flops.total - sum(lengths) * rnn.weight_hh_l0.numel()
 

@@ -379,6 +379,42 @@ def test_as_text_and_json() -> None:
     data = json.loads(flops.to_json())
     assert (data["total"], data["macs"], data["effective"]) == (2_020_000, 1_010_000, 1_020_000)
     assert data["by_module"] == {"0": 2_000_000, "1": 20_000}
+    assert data["by_weight"] == {"0.weight": 2_000_000, "1.weight": 20_000}
     assert "2 per multiply-add" in data["convention"]
     with pytest.raises(FrozenInstanceError):
         flops.total = 1  # type: ignore[misc]
+
+
+def test_flops_by_weight_are_what_its_zeros_save() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.emb, self.out = nn.Embedding(10, 8), nn.Linear(8, 10, bias=False)
+            self.out.weight = self.emb.weight
+            self.q, self.k, self.attention = (
+                nn.Linear(8, 8),
+                nn.Linear(8, 4),
+                nn.MultiheadAttention(8, 2, batch_first=True),
+            )
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            h = self.emb(tokens)
+            h = F.linear(h, torch.cat([self.q.weight, self.k.weight]))[..., :8]  # one product of two weights
+            out: Tensor = self.out(self.attention(h, h, h)[0])
+            return out
+
+    model, tokens = Net(), torch.tensor([[1, 2, 3]])
+    flops = count_flops(model, tokens)
+    assert flops.by_weight == {
+        "emb.weight": 480, "q.weight": 384, "k.weight": 192, "attention.in_proj_weight": 1152, "attention.out_proj.weight": 384,
+    }  # fmt: skip
+    assert (
+        flops.total - sum(flops.by_weight.values()) == 2 * 2 * 3 * 3 * 8
+    )  # the scores, and their product with the values
+    for name in ("emb.weight", "attention.in_proj_weight", "attention.out_proj.weight"):
+        weight = model.get_parameter(name)
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight.zero_()
+            assert flops.total - count_flops(model, tokens).effective == flops.by_weight[name]
+            weight.copy_(kept)

@@ -140,7 +140,7 @@ def test_json() -> None:
     assert facts["rows"][1] == {
         "name": "fc1.weight", "shape": [2, 5], "dtype": "float32", "role": "linear", "numel": 10, "zeros": 4,
         "threshold": 0.25, "asked": 4, "nonfinite": 0, "aliases": ["tied.weight"], "skip": None, "goes_with": None,
-        "sparsity": 0.4,
+        "units": None, "sparsity": 0.4,
     }  # fmt: skip
     assert facts["warnings"] == ["left with nothing: fc2.weight"]
     for odd in (

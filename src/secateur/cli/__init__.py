@@ -1,4 +1,4 @@
-"""The command line: ``secateur inspect`` and ``secateur prune``, which call the functions of the same names."""
+"""The command line: a command for each verb, which calls the function of the same name."""
 
 from __future__ import annotations
 

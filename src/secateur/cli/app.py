@@ -14,7 +14,10 @@ from rich.text import Text
 
 import secateur
 from secateur.errors import OutputExists, SecateurError, SecateurWarning
-from secateur.report.tables import plan_renderables, printable, renderables
+from secateur.evaluate.budget import check_budget
+from secateur.report.compare_text import renderables as comparison_renderables
+from secateur.report.tables import plan_renderables, renderables
+from secateur.report.words import printable
 
 from .pairs import caps_of, pairs_of
 from .pickled import loaded, save_over
@@ -42,6 +45,14 @@ Roles = Annotated[
     typer.Option("--roles", help="GLOB=ROLE, where names do not tell what a tensor is; repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value, such as train.epochs=3; repeatable.")]
+Quick = Annotated[bool, typer.Option("--quick", help="The recipe's quick form.")]
+Full = Annotated[bool, typer.Option("--full", help="The recipe's full form.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted, or has more seeds now.")]
+EngineName = Annotated[
+    str | None, typer.Option("--engine", help="serial, processes, or ray; the results are the same.")
+]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="How many networks are trained at once.")]
 Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read a .bin or .pt file, with torch.load(weights_only=True).")
 ]
@@ -158,13 +169,13 @@ def _prune_with_data(
 @app.command("run", epilog=EXIT_CODES)
 def run_command(
     recipe: Annotated[Path, typer.Argument(help="A recipe, YAML.")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value, such as train.epochs=3; repeatable.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="The recipe's quick form.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="The recipe's full form.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    settings: Settings = None,
+    quick: Quick = False,
+    full: Full = False,
+    resume: Resume = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print it; run nothing.")] = False,
+    engine: EngineName = None,
+    jobs: Jobs = 1,
     json: AsJson = False,
 ) -> None:
     """Run a recipe: train, prune in several ways, compare."""
@@ -172,16 +183,90 @@ def run_command(
 
     from . import recipes
 
-    if quick and full:
-        raise typer.BadParameter("say --quick or --full, one of the two.")
-    form = "quick" if quick else "full" if full else None
-    asked = recipes.prepared(recipe, settings or [], form, resume or dry_run)
+    asked = recipes.prepared(recipe, settings or [], _form(quick, full), resume or dry_run)
     if dry_run:
         _show(asked.model_dump_json(indent=2))
         return
-    cells = recipes.run_shown(asked)
+    cells = recipes.run_shown(asked, engine, jobs)
     place = Path(asked.folder).resolve() / "report.html"
     _show(to_json(cells) if json else [recipes.table(asked, cells), f"The report: {place}"])
+
+
+@app.command("sensitivity", epilog=EXIT_CODES)
+def sensitivity_command(
+    recipe: Annotated[
+        Path, typer.Argument(help="A recipe, YAML; its dense network is scanned, and trained if need be.")
+    ],
+    sparsities: Annotated[str | None, typer.Option(help="Such as .5,.8,.9; by default .5,.7,.8,.9,.95.")] = None,
+    criterion: Annotated[str, typer.Option(help="magnitude; or the control: random, or random(SEED).")] = "magnitude",
+    pattern: Annotated[str, typer.Option(help='unstructured, "2:4", "4x4", channel or channel:in.')] = "unstructured",
+    include: Include = None,
+    ignore: Ignore = None,
+    roles: Roles = None,
+    group: Annotated[
+        list[str] | None, typer.Option("--group", help="NAME=GLOB: tensors that are pruned together; repeatable.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Which of the metrics of evaluate; the first by default.")] = None,
+    better: Annotated[
+        bool | None, typer.Option("--higher-is-better/--lower-is-better", help="Where the metric's name does not say.")
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option("--on", help="validation, train or test: what the metric is measured on.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="One of the recipe's seeds; the first by default.")] = None,
+    allocate: Annotated[
+        float | None, typer.Option(help="Say what to prune of each layer for this share in all.")
+    ] = None,
+    budget: Annotated[str, typer.Option(help="What the share is of: weights, flops or bytes.")] = "weights",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where it goes; sensitivity in the run's folder by default.")
+    ] = None,
+    settings: Settings = None,
+    quick: Quick = False,
+    full: Full = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a scan that is there.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Prune a recipe's dense network one layer at a time, and say which layers can bear what."""
+    from . import recipes, sensitivity
+
+    if allocate is not None:
+        check_budget(allocate, budget)
+    asked = recipes.prepared(recipe, settings or [], _form(quick, full), resume=True)
+    more = {
+        "criterion": criterion, "pattern": pattern, "include": include, "ignore": ignore, "metric": metric, "part": on,
+        "roles": pairs_of(roles, "--roles") or None, "groups": sensitivity.groups_of(group), "higher_is_better": better,
+        "seed": seed, "folder": out, "resume": resume, "flops": allocate is not None and budget == "flops",
+    }  # fmt: skip
+    found = sensitivity.scanned(asked, sensitivity.numbers(sparsities), more)
+    made, place = (None, None) if allocate is None else sensitivity.allocated(found, allocate, budget)
+    _show(found.scan.to_json() if json else sensitivity.shown(found, made, place))
+
+
+@app.command("compare", epilog=EXIT_CODES)
+def compare_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, YAML.")],
+    settings: Settings = None,
+    quick: Quick = False,
+    full: Full = False,
+    resume: Resume = False,
+    found: Annotated[bool, typer.Option("--found", help="Run nothing: compare the cells that are there.")] = False,
+    baseline: Annotated[
+        str | None, typer.Option(help="The method to beat; without it, the first whose name begins with magnitude.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="What to compare by; without it, the first metric.")] = None,
+    engine: EngineName = None,
+    jobs: Jobs = 1,
+    json: AsJson = False,
+) -> None:
+    """Run a recipe, and say where each method beats the baseline, by how much, and which rules were broken."""
+    from . import recipes  # pydantic and yaml, for those who run one
+
+    chosen = [*(settings or []), *recipes.against(baseline, metric)]
+    asked = recipes.prepared(recipe, chosen, _form(quick, full), resume or found)
+    comparison = recipes.compared(asked, found, engine, jobs)
+    place = Path(asked.folder).resolve() / "compare.html"
+    _show(comparison.to_json() if json else [*comparison_renderables(comparison), f"The report: {place}"])
 
 
 @app.command("import-recipe", epilog=EXIT_CODES)
@@ -200,6 +285,13 @@ def import_recipe_command(
         recipes.save(text, out, overwrite)
     for note in notes:
         typer.echo(printable(note), err=True)
+
+
+def _form(quick: bool, full: bool) -> str | None:
+    """The form of a recipe that was asked for."""
+    if quick and full:
+        raise typer.BadParameter("say --quick or --full, one of the two.")
+    return "quick" if quick else "full" if full else None
 
 
 def _show(what: str | list[Any]) -> None:

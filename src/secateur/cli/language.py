@@ -24,7 +24,8 @@ from secateur.evaluate.calibrate import Calibration, Step
 from secateur.evaluate.text import read_text, sequences
 from secateur.pretrained import EXTRA
 from secateur.report.report import Report
-from secateur.report.tables import printable, renderables
+from secateur.report.tables import renderables
+from secateur.report.words import printable
 
 UNIT = 1024 if sys.platform.startswith("linux") else 1
 

@@ -1,7 +1,8 @@
-"""``secateur run``: a recipe with a bar, and a table at the end; ``secateur import-recipe``."""
+"""``secateur run`` and ``secateur compare``: a recipe with a bar, and a table at the end; ``secateur import-recipe``."""
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from secateur.errors import OutputExists
-from secateur.recipe import load, sparseml
+from secateur.engines.spread import Engine
+from secateur.errors import BadInput, OutputExists
+from secateur.evaluate.compare import Comparison
+from secateur.recipe import comparing, load, sparseml
 from secateur.recipe.run import run
 from secateur.recipe.schema import Recipe
 from secateur.recipe.training import Progress as Told
@@ -32,14 +35,40 @@ def prepared(path: Path, settings: Sequence[str], form: str | None, resume: bool
     return recipe
 
 
-def run_shown(recipe: Recipe) -> list[Cell]:
+def run_shown(recipe: Recipe, engine: str | None, jobs: int) -> list[Cell]:
     """Runs a recipe with bars on the terminal; silent elsewhere."""
-    with _bars() as (told, say):
-        return run(recipe, told, say)
+    chosen = _engine(engine, jobs)
+    with bars() as (told, say):
+        return run(recipe, told, say, engine=chosen, jobs=jobs)
+
+
+def _engine(named: str | None, jobs: int) -> Engine:
+    """Who runs the cells: several at once in processes, unless Ray is named."""
+    engines: dict[str | None, Engine] = {"serial": "serial", "processes": "processes", "ray": "ray"}
+    engines[None] = "serial" if jobs == 1 else "processes"
+    if named not in engines:
+        raise BadInput(f"--engine is serial, processes or ray; got {named!r}.")
+    if named == "serial" and jobs > 1:
+        raise BadInput(f"--engine serial runs one after the other; got --jobs {jobs}.")
+    return engines[named]
+
+
+def against(baseline: str | None, metric: str | None) -> list[str]:
+    """The settings that name what to compare with, and by what."""
+    named = {"compare.baseline": baseline, "compare.metric": metric}
+    return [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+
+
+def compared(recipe: Recipe, found: bool, engine: str | None, jobs: int) -> Comparison:
+    """Runs what is not there yet, unless only what is ``found`` is asked for, and compares."""
+    comparing.check_baseline(recipe)
+    if not found:
+        run_shown(recipe, engine, jobs)
+    return comparing.compared(recipe)
 
 
 @contextmanager
-def _bars() -> Iterator[tuple[Told, Callable[[str], None]]]:
+def bars() -> Iterator[tuple[Told, Callable[[str], None]]]:
     """A bar for all cells, and one for what is trained now."""
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

@@ -118,8 +118,11 @@ def kept_dims(spec: Spec, kernel: bool) -> int:
     """The slope of ER (``kernel`` false) and ERK: expected weights kept per unit of epsilon.
 
     ER gives a layer the density ``eps (n_in + n_out) / (n_in n_out)``, ERK ``eps sum(dims) / prod(dims)``; both times the
-    number of elements. Stacked weights (experts) count as so many layers, and a tensor without dims as one of shape (1,).
+    number of elements. Stacked weights (experts) count as so many layers, and a tensor without dims as one of shape (1,). A
+    layer of several tensors has the sum of theirs.
     """
+    if spec.members:
+        return sum(kept_dims(m, kernel) for m in spec.members)
     stack = 1
     for d in spec.batch_dims:
         stack *= spec.shape[d]
@@ -174,12 +177,10 @@ def pick(table: Mapping[str, float], spec: Spec, matches: Callable[[Spec, str], 
     """The value a mapping of globs gives a tensor: a full name before any glob; ``None`` where nothing matches.
 
     Raises:
-        BadInput: two globs match with different values.
+        BadInput: two globs, or two of its full names, match with different values.
     """
-    for name in (spec.name, *spec.aliases):
-        if name in table:
-            return table[name]
-    hits = {g: v for g, v in table.items() if matches(spec, g)}
+    hits = {n: table[n] for n in (spec.name, *spec.aliases) if n in table}
+    hits = hits or {g: v for g, v in table.items() if matches(spec, g)}
     if len(set(hits.values())) > 1:
         said = ", ".join(f"{g!r}: {v}" for g, v in hits.items())
         raise BadInput(

@@ -7,7 +7,7 @@ All three answer the same two questions: `take` finds the cuts for a count over 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -16,119 +16,40 @@ from torch import Tensor
 
 from secateur.errors import Infeasible
 
-from . import criteria as crit
 from . import fast
 from .elements import (
     SCORES,
-    Facts,
-    Kept,
     Meter,
-    dead,
-    kept_keys,
-    kept_scores,
-    keyed_kept,
     keyed_magnitude,
-    keyed_scores,
     magnitude_space,
     not_finite,
-    one_value,
     own_cuts,
-    pieces_of,
     pruned_by,
-    refuse_nonfinite,
-    score_pieces,
-    survey,
 )
 from .groups import Ranked, full_cut, levelled, partial_cuts
-from .keys import FORMATS, LOWEST, comparable
-from .patterns import NM, Block, Channel, GroupPattern, Pattern, Row, UnitPattern
+from .heads import UnitPattern
+from .keys import FORMATS, LOWEST
+from .patterns import NM, GroupPattern, Pattern, Row
 from .rows import Rows
-from .select import Cut, Keyed, Space, identity, smallest
-from .types import Align, Part, Parts, Reduce, Spec
-from .units import UnitScorer, UnitTable, expand, smallest_units, units_gone, within
-
-KEPT = 1 << 22
-"""Weights whose keys are kept between passes where the criterion could be called again: 32 MiB."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where values come from, and what to make of them."""
-
-    parts: Parts
-    reduce: Reduce
-    criterion: crit.Criterion
-    nonfinite: str
-    _scores: dict[str, Kept] = field(default_factory=dict)
-    _keys: dict[str, Kept] = field(default_factory=dict)
-    constant: list[str] = field(default_factory=list)
-    """Names of tensors to whose weights the criterion gave one value; looked for where scores are kept."""
-
-    def scored(self, spec: Spec, align: Align = "chunk") -> Iterator[tuple[Part, Tensor]]:
-        """Flat parts with their scores; a criterion that is not elementwise is called once a tensor in all."""
-        if not crit.is_elementwise(self.criterion) and spec.name not in self._scores:
-            self._scores[spec.name] = scores = kept_scores(spec, self.parts, self.criterion)
-            self._look_at(spec, (comparable(p, str(spec)) for p in pieces_of(scores)))
-        return score_pieces(spec, self.parts, self.criterion, self._scores.get(spec.name), 1, align)
-
-    def keyed(self, spec: Spec, block: int = 1) -> Keyed:
-        """A tensor with the order keys of its scores. They are kept, 8 bytes a weight, where the criterion is called once a
-        tensor; of an elementwise one only up to `KEPT` weights in all, beyond which every pass scores again."""
-        if spec.name not in self._keys:
-            if crit.is_elementwise(self.criterion) and self._kept + spec.numel > KEPT:
-                pieces = partial(score_pieces, spec, self.parts, self.criterion, None, block)
-                return keyed_scores(spec, pieces, self.nonfinite)
-            self._keys[spec.name] = keys = kept_keys(spec, self.parts, self.criterion, self.nonfinite)
-            self._look_at(spec, pieces_of(keys))
-        return keyed_kept(spec, self.parts, self._keys[spec.name], block)
-
-    def _look_at(self, spec: Spec, pieces: Iterable[Tensor]) -> None:
-        if one_value(pieces):
-            self.constant.append(spec.name)
-
-    @property
-    def _kept(self) -> int:
-        return sum(k.numel() for keys in self._keys.values() for k in keys)
-
-    def facts(self, spec: Spec) -> Facts:
-        """Zeros and non-finite values of one tensor; refuses the latter unless the user said what to do with them."""
-        found = fast.settle(spec, self.parts, Cut(1, 0)) if self.alone else None
-        if found is not None and found.largest < FORMATS[spec.dtype].nonfinite:
-            return Facts(found.zeros, 0)
-        facts = survey(spec, self.parts, self.reduce)
-        if facts.nonfinite and self.nonfinite == "error":
-            refuse_nonfinite(spec, facts.nonfinite)
-        return facts
-
-    def facts_each(self, specs: Sequence[Spec]) -> list[Facts]:
-        """`facts` of many tensors, in one go where they are in memory."""
-        found: Sequence[fast.Picked | None] | None = None
-        if self.alone:
-            found = fast.settle_each(specs, self.parts, Cut(1, 0))
-        return [
-            Facts(p.zeros, 0) if p is not None and p.largest < FORMATS[s.dtype].nonfinite else self.facts(s)
-            for s, p in zip(specs, found if found is not None else [None] * len(specs), strict=True)
-        ]
-
-    @property
-    def alone(self) -> bool:
-        """Whether this is the only worker, so that what lies in its memory is all there is."""
-        return self.reduce is identity
-
-    @property
-    def by_magnitude(self) -> bool:
-        """Whether the criterion is plain magnitude, whose keys need no score."""
-        return self.criterion is crit.magnitude
+from .select import Cut, Keyed, Space, smallest
+from .source import Source
+from .types import Part, Parts, Spec
+from .units import UnitScorer, UnitTable, pieces_gone, smallest_units, units_gone, within
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What a cut does to one tensor: weights that are zero afterwards and before, and the smallest that survives."""
+    """What a cut does to one tensor: weights that are zero afterwards and before, and the smallest that survives.
+
+    Of a layer of several tensors also what it does to each of them; and then, of all, which units go.
+    """
 
     cut: Cut
     pruned: int
     zeros: int
     threshold: float | None
+    members: tuple[Taken, ...] = ()
+    units: tuple[int, ...] | None = None
 
 
 class Selector(Protocol):
@@ -147,9 +68,13 @@ class Selector(Protocol):
         ...
 
 
-def _measured(selector: Selector, source: Source, spec: Spec, cut: Cut, zeros: int) -> Taken:
+Pieces = Iterable[tuple[Part, Tensor]]
+"""One tensor in flat pieces, each with the elements that go (bool)."""
+
+
+def _measured(pieces: Pieces, source: Source, spec: Spec, cut: Cut, zeros: int) -> Taken:
     meter, lost = Meter(spec.dtype), 0
-    for part, gone in selector.gone(spec, cut):
+    for part, gone in pieces:
         meter.add(part.tensor, gone)
         if source.nonfinite == "keep":
             lost += int((gone & not_finite(part)).sum())
@@ -167,7 +92,7 @@ def settled(selector: Selector, source: Source, spec: Spec, cut: Cut) -> Taken:
     plain = source.alone and source.by_magnitude and source.nonfinite != "prune"
     found = fast.settle(spec, source.parts, cut) if plain else None
     if found is None or found.largest >= FORMATS[spec.dtype].nonfinite:
-        return _measured(selector, source, spec, cut, source.facts(spec).zeros)
+        return _measured(selector.gone(spec, cut), source, spec, cut, source.facts(spec).zeros)
     return Taken(cut, found.pruned, found.zeros, found.threshold)
 
 
@@ -257,14 +182,17 @@ class Groups:
         facts = [s.facts(spec) for spec in specs]
         if isinstance(self.pattern, Row):
             (spec,) = specs  # rows compete inside their tensor alone
-            return [_measured(self, s, spec, self._rows(spec).cut(count, s.reduce), facts[0].zeros)]
+            cut = self._rows(spec).cut(count, s.reduce)
+            return [_measured(self.gone(spec, cut), s, spec, cut, facts[0].zeros)]
         space, pool = magnitude_space(specs) if s.by_magnitude else (SCORES, torch.float64)
         most = self.pattern.of - self.pattern.keep
         cuts = partial_cuts([self._ranks(spec, pool) for spec in specs], most, count, space, s.reduce)
         if s.by_magnitude:
             own = own_cuts(cuts, specs, pool)
             cuts = [Cut(o.key, o.index, c.level) for o, c in zip(own, cuts, strict=True)]
-        return [_measured(self, s, spec, c, f.zeros) for spec, c, f in zip(specs, cuts, facts, strict=True)]
+        return [
+            _measured(self.gone(spec, c), s, spec, c, f.zeros) for spec, c, f in zip(specs, cuts, facts, strict=True)
+        ]
 
     def take_each(self, specs: Sequence[Spec], counts: Sequence[int]) -> list[Taken]:
         """See `Selector`."""
@@ -303,7 +231,7 @@ class Groups:
                 if top >= FORMATS[spec.dtype].nonfinite:
                     s.facts(spec)
                 return Taken(cut, after, before, threshold)
-        return _measured(self, s, spec, cut, s.facts(spec).zeros)
+        return _measured(self.gone(spec, cut), s, spec, cut, s.facts(spec).zeros)
 
     def gone(self, spec: Spec, cut: Cut) -> Iterator[tuple[Part, Tensor]]:
         """See `Selector`."""
@@ -319,7 +247,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Units:
-    """Blocks and channels: the cut is a pair of unit key and unit number.
+    """Blocks, channels and heads: the cut is a pair of unit key and unit number, of a tensor or of a layer of several.
 
     ``most`` caps how many weights of a tensor may be zero afterwards, by name.
     """
@@ -332,10 +260,23 @@ class Units:
     def take(self, specs: Sequence[Spec], count: int) -> list[Taken]:
         """See `Selector`."""
         cuts = smallest_units([self.table(s) for s in specs], count, [self.most.get(s.name) for s in specs])
-        return [
-            _measured(self, self.source, spec, c, self.source.facts(spec).zeros)
-            for spec, c in zip(specs, cuts, strict=True)
+        return [self._taken(spec, c) for spec, c in zip(specs, cuts, strict=True)]
+
+    def _taken(self, spec: Spec, cut: Cut) -> Taken:
+        if not spec.members:
+            return _measured(self.gone(spec, cut), self.source, spec, cut, self.source.facts(spec).zeros)
+        which = units_gone(self.table(spec), cut)
+        units = tuple(int(u) for u in which.nonzero().reshape(-1))
+        each = [
+            replace(_measured(self._pieces(m, which), self.source, m, cut, self.source.facts(m).zeros), units=units)
+            for m in spec.members
         ]
+        return Taken(cut, sum(t.pruned for t in each), sum(t.zeros for t in each), None, tuple(each), units)
+
+    def _pieces(self, spec: Spec, which: Tensor) -> Pieces:
+        for own in spec.members or (spec,):
+            parts = self.source.parts(own, "chunk")
+            yield from pieces_gone(which, self.pattern.grid(own), parts, self.source.nonfinite)
 
     def take_each(self, specs: Sequence[Spec], counts: Sequence[int]) -> list[Taken]:
         """See `Selector`."""
@@ -364,19 +305,14 @@ class Units:
         return self._tables[spec.name]
 
     def gone(self, spec: Spec, cut: Cut) -> Iterator[tuple[Part, Tensor]]:
-        """See `Selector`. Single zeros inside a unit that survives are zeros, not prunings, and stay."""
-        table = self.table(spec)
-        which = units_gone(table, cut)
-        for part in self.source.parts(spec, "chunk"):
-            for chunk in part.chunks(1 << 20):
-                gone = expand(table, which, chunk)
-                yield chunk, gone | dead(chunk, "prune") if self.source.nonfinite == "prune" else gone
+        """See `Selector`."""
+        yield from self._pieces(spec, units_gone(self.table(spec), cut))
 
 
 def selector_of(pattern: Pattern, source: Source) -> Selector:
     """The selector of a pattern."""
     if isinstance(pattern, NM | Row):
         return Groups(source, pattern)
-    if isinstance(pattern, Block | Channel):
+    if isinstance(pattern, UnitPattern):
         return Units(source, pattern)
     return Elements(source)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from .allocate import CAPS
 from .criteria import Criterion, magnitude
-from .patterns import NM, Block, Channel, Pattern, Row, Unstructured
+from .heads import Head, UnitPattern
+from .owl import OWL
+from .patterns import NM, Pattern, Row, Unstructured
 from .spelling import Allocation
 
 
@@ -40,8 +42,10 @@ def why_refused(c: Choice) -> str | None:
     if callable(c.allocation) or not isinstance(c.allocation, str):
         if c.caps:
             return f"OWL, a mapping or a function gives every count itself, so {CAPS} do not apply"
-    if c.nonfinite == "keep" and isinstance(c.pattern, Block | Channel) and c.criterion is not magnitude:
-        return 'nonfinite="keep" with blocks or channels is defined for magnitude: another score of NaN means nothing'
+    if isinstance(c.allocation, OWL) and isinstance(c.pattern, Head):
+        return "OWL gives every tensor its count, and a head spans several: choose another allocation"
+    if c.nonfinite == "keep" and isinstance(c.pattern, UnitPattern) and c.criterion is not magnitude:
+        return 'nonfinite="keep" with blocks, channels or heads is defined for magnitude: another score of NaN means nothing'
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -23,9 +24,10 @@ from .allocate import (
     refuse_infeasible,
 )
 from .bits import pack
-from .choose import Groups, Selector, Source, Taken, Units, selector_of, settled
+from .choose import Groups, Selector, Taken, Units, selector_of, settled
 from .criteria import describe, is_named, magnitude
 from .elements import Facts
+from .heads import NO_ATTENTION, Head, joined
 from .keys import key_at_least
 from .lamp import Counted, all_finite, count_together, lamp_counts
 from .patterns import NM, Channel, Pattern
@@ -33,6 +35,7 @@ from .plan import Plan, row_of
 from .plan import Row as PlanRow
 from .request import NONFINITE, Request
 from .select import Cut, identity
+from .source import Source
 from .spelling import describe_allocation
 from .types import Parts, Reduce, Spec
 
@@ -54,14 +57,17 @@ def make(specs: Sequence[Spec], parts: Parts, request: Request, match: Match, re
         BadInput, BadTensor, NothingChosen, Infeasible, NotDefined: see `secateur.prune`. Nothing is touched.
     """
     specs, warnings = eligible(specs, request.pattern)
-    chosen = [s for s in specs if s.skip is None]
-    maker = _Maker(request, chosen, parts, reduce, match)
+    pools = joined([s for s in specs if s.skip is None], request.pattern)
+    maker = _Maker(request, pools, parts, reduce, match)
     asked, taken = maker.allocate()
-    by_name = {s.name: (a, t) for s, a, t in zip(chosen, asked, taken, strict=True)}
+    by_name: dict[str, tuple[int | None, Taken]] = {}
+    for s, a, t in zip(pools, asked, taken, strict=True):
+        by_name[s.name] = a, t
+        by_name |= {m.name: (None, own) for m, own in zip(s.members, t.members, strict=True)}
     rows = tuple(_planned(s, request, *by_name[s.name]) if s.skip is None else row_of(s) for s in specs)
     masks = None
-    if not is_named(request.criterion):
-        masks = {s.name: maker.mask(s, t.cut) for s, t in zip(chosen, taken, strict=True)}
+    if not is_named(request.criterion) and not isinstance(request.pattern, Head):
+        masks = {s.name: maker.mask(s, t.cut) for s, t in zip(pools, taken, strict=True)}
     return Plan(
         rows, request.sparsity, request.threshold, describe(request.criterion), describe_allocation(request.allocation),
         request.pattern, request.nonfinite, (*warnings, *odd_rows(rows), *maker.says_nothing()), masks,
@@ -71,7 +77,8 @@ def make(specs: Sequence[Spec], parts: Parts, request: Request, match: Match, re
 def counted(
     specs: Sequence[Spec], parts: Parts, request: Request, match: Match, reduce: Reduce = identity
 ) -> list[PlanRow]:
-    """What is known of a plan before a weight is scored: the zeros of every chosen tensor, and how many it is asked to lose.
+    """What is known of a plan before a weight is scored: the zeros of every chosen tensor, and how many it is asked to lose. Of
+    heads a row is a layer's.
 
     Args:
         specs: as for `make`, all of which can carry the pattern.
@@ -83,7 +90,7 @@ def counted(
     Raises:
         BadInput, BadTensor, Infeasible: as `make`.
     """
-    chosen = [s for s in specs if s.skip is None]
+    chosen = joined([s for s in specs if s.skip is None], request.pattern)
     maker = _Maker(replace(request, criterion=magnitude), chosen, parts, reduce, match)
     zeros, counts = [f.zeros for f in maker.facts], maker.counts()
     return [
@@ -94,21 +101,23 @@ def counted(
 
 def _planned(spec: Spec, request: Request, asked: int | None, taken: Taken) -> PlanRow:
     pattern = request.pattern
-    followers = pattern.grid(spec).followers if isinstance(pattern, Channel) else ()
-    cut = taken.cut if is_named(request.criterion) else None
+    more: dict[str, Any] = {}
+    if isinstance(pattern, Head) and spec.attention is not None:
+        more = {"attention": replace(spec.attention, followers=()), "units": taken.units}
+    elif is_named(request.criterion):
+        more = {"cut": taken.cut}
+    if isinstance(pattern, Channel | Head):
+        more["followers"] = pattern.grid(spec).followers
     return row_of(
-        spec,
-        zeros=taken.zeros,
-        asked=asked,
-        prune=taken.pruned,
-        threshold=taken.threshold,
-        cut=cut,
-        followers=followers,
-    )
+        spec, zeros=taken.zeros, asked=asked, prune=taken.pruned, threshold=taken.threshold, **more
+    )  # fmt: skip
 
 
 def eligible(specs: Sequence[Spec], pattern: Pattern) -> tuple[list[Spec], list[str]]:
-    """Skips tensors that cannot carry the pattern, with one warning; refuses one that the user named."""
+    """Skips tensors that cannot carry the pattern, with one warning; refuses one that the user named.
+
+    Heads are of attention alone, so that what lies outside of it is no news.
+    """
     out, odd = [], []
     for s in specs:
         why = pattern.why_not(s) if s.skip is None else None
@@ -117,11 +126,12 @@ def eligible(specs: Sequence[Spec], pattern: Pattern) -> tuple[list[Spec], list[
                 f"{s} cannot be pruned in the pattern {pattern}: {why}. Leave it out, or change the pattern."
             )
         if why:
-            odd.append(f"{s.name} ({why})")
+            if not isinstance(pattern, Head) or s.attention is not None:
+                odd.append(f"{s.name} ({why})")
             s = replace(s, skip=f"cannot carry {pattern}: {why}")
         out.append(s)
     if all(s.skip for s in out):
-        raise NothingChosen(f"no tensor can carry the pattern {pattern}: {'; '.join(odd[:6])}.")
+        raise NothingChosen(f"no tensor can carry the pattern {pattern}: {'; '.join(odd[:6]) or NO_ATTENTION}.")
     return out, [f"{len(odd)} tensors cannot carry {pattern} and stay dense: {'; '.join(odd)}"] if odd else []
 
 

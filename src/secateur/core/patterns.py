@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateur.errors import BadInput
 
-from .types import Spec
+from .types import Member, Spec
 
 Reduction = Literal["mean", "l1", "l2", "max"]
 REDUCTIONS = ("mean", "l1", "l2", "max")
@@ -153,13 +153,6 @@ GroupPattern = NM | Row
 
 
 @dataclass(frozen=True)
-class Member:
-    """A tensor that goes with another's units: its element ``i``, flat, belongs to unit ``i``."""
-
-    name: str
-
-
-@dataclass(frozen=True)
 class Grid:
     """The units of one tensor: how many, how many weights each, and which unit an element belongs to.
 
@@ -227,7 +220,7 @@ class Block:
         ok = isinstance(self.shape, tuple) and len(self.shape) == 2
         if not ok or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in self.shape):
             raise BadInput(f"a block's shape is (rows, columns), two ints >= 1; got {self.shape!r}.")
-        _check_reduction(self.reduce)
+        check_reduction(self.reduce)
 
     def why_not(self, spec: Spec) -> str | None:
         """Both feature dims must be known and multiples of the block."""
@@ -283,7 +276,7 @@ class Channel:
     def __post_init__(self) -> None:
         if self.side not in ("out", "in"):
             raise BadInput(f'Channel takes "out" or "in", got {self.side!r}.')
-        _check_reduction(self.reduce)
+        check_reduction(self.reduce)
 
     def why_not(self, spec: Spec) -> str | None:
         """The dim must be known, and a unit must be one slice of one tensor."""
@@ -308,9 +301,11 @@ class Channel:
         return "channel" if self.side == "out" else "channel:in"
 
 
-UnitPattern = Block | Channel
+def check_reduction(reduce: str | None) -> None:
+    """Refuses what is no `Reduction`.
 
-
-def _check_reduction(reduce: str | None) -> None:
+    Raises:
+        BadInput: an unknown one.
+    """
     if reduce is not None and reduce not in REDUCTIONS:
         raise BadInput(f"reduce must be one of {', '.join(REDUCTIONS)} or None, got {reduce!r}.")

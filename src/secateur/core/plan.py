@@ -17,14 +17,17 @@ from torch import Tensor
 from secateur.errors import BadInput, PlanMismatch
 
 from .bits import unpack
-from .choose import Source, selector_of
+from .choose import selector_of
 from .criteria import Criterion, RandomCriterion, magnitude
 from .elements import chunks_of
+from .heads import Head, Slices
 from .keys import FORMATS
-from .patterns import Block, Channel, GroupPattern, Member, Pattern
+from .patterns import Block, Channel, GroupPattern, Pattern
 from .select import Cut, identity
+from .source import Source
 from .spelling import pattern_of
-from .types import Align, Part, Parts, Reduce, Spec
+from .types import Align, Attention, Member, Part, Parts, Reduce, Spec
+from .units import pieces_gone
 
 VERSION = 1
 
@@ -36,12 +39,14 @@ class Row:
     Attributes:
         name, aliases, shape, dtype, role, out_dim, in_dim, batch_dims, groups: as in its `Spec`.
         zeros: weights that are zero now.
-        asked: weights the allocation asks to be zero (``None`` under a threshold).
-        prune: weights that will be zero: ``max(asked, zeros)``, or for blocks and channels the units that fit.
+        asked: weights the allocation asks to be zero (``None`` under a threshold, and for heads, whose layer is asked).
+        prune: weights that will be zero: ``max(asked, zeros)``, or for blocks, channels and heads the units that fit.
         threshold: the smallest ``|w|`` that survives, or ``None`` if nothing does.
         cut: below what to prune, in the keys of the tensor's dtype.
         followers: tensors whose slices go with this one's units (a bias).
         skip: why the tensor is left alone, or ``None``.
+        attention, units: for heads, its place in its layer, and the numbers of the heads that go: no tensor of the layer alone
+            could tell them from a cut.
     """
 
     name: str
@@ -60,6 +65,8 @@ class Row:
     cut: Cut | None = None
     followers: tuple[Member, ...] = ()
     skip: str | None = None
+    attention: Attention | None = None
+    units: tuple[int, ...] | None = None
 
     @property
     def numel(self) -> int:
@@ -77,7 +84,7 @@ class Row:
         dtype = getattr(torch, self.dtype)
         return Spec(
             self.name, self.shape, dtype, self.role, self.out_dim, self.in_dim, self.batch_dims, self.groups,
-            aliases=self.aliases, skip=self.skip,
+            aliases=self.aliases, skip=self.skip, attention=self.attention,
         )  # fmt: skip
 
 
@@ -140,7 +147,7 @@ class Plan:
             "secateur_plan": VERSION, "sparsity": self.sparsity, "threshold": self.threshold,
             "criterion": self.criterion, "allocation": self.allocation, "pattern": str(self.pattern),
             "reduce": reduce, "nonfinite": self.nonfinite, "carries_masks": self.masks is not None,
-            "warnings": list(self.warnings), "rows": [asdict(r) for r in self.rows],
+            "warnings": list(self.warnings), "rows": [_as_dict(r) for r in self.rows],
         }  # fmt: skip
         return json.dumps(head, indent=1)
 
@@ -182,13 +189,23 @@ class Plan:
         return "\n".join(lines)
 
 
+def _as_dict(row: Row) -> dict[str, Any]:
+    """A row for JSON; what only heads have is left out elsewhere."""
+    return {k: v for k, v in asdict(row).items() if v is not None or k not in ("attention", "units")}
+
+
 def _row(d: dict[str, Any]) -> Row:
     if not isinstance(getattr(torch, d["dtype"], None), torch.dtype):
         raise ValueError(f"{d['dtype']!r} is not a dtype")
-    d = {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
+    d = _tuples(d)
     d["cut"] = Cut(**d["cut"]) if d["cut"] else None
-    d["followers"] = tuple(Member(m["name"]) for m in d["followers"])
+    d["followers"] = tuple(Member(m["name"], tuple(m.get("sections", ()))) for m in d["followers"])
+    d["attention"] = Attention(**_tuples(d["attention"])) if d.get("attention") else None
     return Row(**d)
+
+
+def _tuples(d: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
 
 
 def _check(plan: Plan) -> None:
@@ -204,15 +221,18 @@ def _check(plan: Plan) -> None:
             raise ValueError(f"{number!r} is no sparsity or threshold")
     if not all(isinstance(text, str) for text in (plan.criterion, plan.allocation, *plan.warnings)):
         raise ValueError("criterion, allocation and warnings are texts")
-    if plan.masks is None:
+    if plan.masks is None and not isinstance(plan.pattern, Head):
         named_criterion(plan.criterion)
     names = [n for r in plan.rows for n in (r.name, *r.aliases)]
     if not all(isinstance(n, str) for n in names) or len(set(names)) != len(names):
         raise ValueError("names of rows are texts, and each occurs once")
     for row in plan.rows:
         _check_shape(row)
+    layers: dict[tuple[str, ...], tuple[int, ...] | None] = {}
     for row in plan.chosen:
         _check_chosen(plan, row)
+        if row.attention is not None and layers.setdefault(row.attention.tensors, row.units) != row.units:
+            raise ValueError(f"{row.name!r} loses other heads than the rest of its layer")
 
 
 def _is_count(value: Any, most: int) -> bool:
@@ -227,27 +247,45 @@ def _check_shape(row: Row) -> None:
     counts = [c for c in (row.zeros, row.asked, row.prune) if c is not None]
     if not all(_is_count(c, row.numel) for c in counts) or not _is_count(row.groups, 1 << 62):
         raise ValueError(f"the counts of {row.name!r} are {counts}")
+    a = row.attention
+    if a is None:
+        return
+    sizes = (*a.sections, a.queries, a.keys, a.values, a.outputs)
+    whole = _is_count(a.dim, dims) and all(_is_count(s, 1 << 62) for s in sizes) and sum(a.sections) == row.shape[a.dim]
+    named_well = all(isinstance(n, str) for n in (a.layer, *a.tensors)) and row.name in a.tensors
+    if not whole or not named_well or a.followers:
+        raise ValueError(f"{row.name!r} has no such place in a layer of attention: {a}")
 
 
 def _check_chosen(plan: Plan, row: Row) -> None:
-    if row.prune is None or (row.cut is None and plan.masks is None):
+    by_units = isinstance(plan.pattern, Head)
+    if row.prune is None or (row.units is None if by_units else row.cut is None and plan.masks is None):
         raise ValueError(f"{row.name!r} is to be pruned, and has no count or no cut")
     if row.spec.dtype not in FORMATS:
         raise ValueError(f"{row.dtype!r} cannot be pruned")
     if why := plan.pattern.why_not(row.spec):
         raise ValueError(f"{row.name!r} cannot carry the pattern {plan.pattern}: {why}")
-    if plan.masks is not None:
+    if isinstance(plan.pattern, Head):
+        _check_heads(plan.pattern, row)
+    elif plan.masks is not None:
         bits = plan.masks.get(row.name)
         if not isinstance(bits, Tensor) or bits.dtype != torch.uint8 or bits.shape != ((row.numel + 7) // 8,):
             raise ValueError(f"the masks do not hold that of {row.spec}, one bit a weight in uint8")
     cut = row.cut
-    if cut is None:
+    if cut is None or by_units:
         return
     most = plan.pattern.grouping(row.spec).most if isinstance(plan.pattern, GroupPattern) else None
     levelled = cut.level is None if most is None else _is_count(cut.level, most)
     low = isinstance(cut.key, int) and not isinstance(cut.key, bool) and -(1 << 63) <= cut.key < 1 << 63
     if not low or not levelled or not _is_count(cut.index, row.numel):
         raise ValueError(f"{cut} is no cut of {row.name!r} under the pattern {plan.pattern}")
+
+
+def _check_heads(pattern: Head, row: Row) -> None:
+    grid, went = pattern.grid(row.spec), row.units or ()
+    numbered = all(_is_count(u, grid.units - 1) for u in went) and list(went) == sorted(set(went))
+    if not numbered or any(size % grid.units for size in grid.sections):
+        raise ValueError(f"{row.name!r} has {grid.units} heads, of which these go: {went}")
 
 
 def named_criterion(name: str) -> Criterion:
@@ -261,8 +299,11 @@ def named_criterion(name: str) -> Criterion:
 
 def gone(plan: Plan, row: Row, parts: Parts, reduce: Reduce = identity) -> Iterator[tuple[Part, Tensor]]:
     """One tensor of a plan in flat pieces, each with the elements that the plan prunes (bool)."""
-    assert row.cut is not None or plan.masks is not None
     spec = row.spec
+    if isinstance(plan.pattern, Head):
+        grid = plan.pattern.grid(spec)
+        yield from pieces_gone(units_of(row, grid), grid, parts(spec, "chunk"), plan.nonfinite)
+        return
     if plan.masks is not None:
         for part in chunks_of(spec, parts):
             if isinstance(part.start, int):
@@ -274,6 +315,13 @@ def gone(plan: Plan, row: Row, parts: Parts, reduce: Reduce = identity) -> Itera
     source = Source(parts, reduce, named_criterion(plan.criterion), plan.nonfinite)
     assert row.cut is not None
     yield from selector_of(plan.pattern, source).gone(spec, row.cut)
+
+
+def units_of(row: Row, grid: Slices) -> Tensor:
+    """Which of a row's heads go; bool."""
+    which = torch.zeros(grid.units, dtype=torch.bool)
+    which[list(row.units or ())] = True
+    return which
 
 
 def keep_mask(plan: Plan, part: Part) -> Tensor:

@@ -12,7 +12,8 @@ from secateur.errors import BadInput, NotDefined
 from .allocate import check_sparsity
 from .combine import Choice, why_refused
 from .criteria import Criterion, magnitude
-from .patterns import NM, Block, Channel, Pattern, Row
+from .heads import UnitPattern
+from .patterns import NM, Pattern, Row
 from .saliency import is_wanda
 from .spelling import Allocation, allocation_of, criterion_of, pattern_of
 
@@ -75,7 +76,7 @@ class Request:
             sparsity = sparsity if partly and sparsity is not None and sparsity < full - 1e-9 else full
         if sparsity is None and threshold is None and not isinstance(a, Mapping):
             raise BadInput("say how much to prune: sparsity=0.9 (a fraction), or threshold=1e-3 (a magnitude).")
-        if isinstance(p, Block | Channel) and p.reduce is None:
+        if isinstance(p, UnitPattern) and p.reduce is None:
             # A norm belongs to magnitudes: squares lose the sign of other scores.
             p = replace(p, reduce="l2" if a != "global" and c is magnitude else "mean")
         return Request(sparsity, threshold, c, a, p, max_sparsity, min_keep, nonfinite)

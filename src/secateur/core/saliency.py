@@ -19,6 +19,7 @@ from torch import Tensor
 from secateur.errors import BadInput
 
 from .criteria import PROVIDED, Criterion
+from .structure import apoz, batchnorm_scale, head_importance, mean_activation, taylor_channel
 
 Statistics = Mapping[str, Mapping[str, Tensor]]
 """``{tensor name: {statistic: tensor}}``, as `secateur.calibrate` returns them."""
@@ -36,6 +37,8 @@ STATISTICS = {
     "channel_activation": "mean |activation| of each output channel, (out,)",
     "channel_apoz": "share of zero activations of each output channel, (out,)",
     "norm_scale": "|gamma| of the BatchNorm behind each output channel, (out,)",
+    "channel_taylor": "mean over batches of (Σ gradient · weight)² over each output channel and its bias, (out,)",
+    "head_gradient": "mean |∂loss/∂factor| on the output of each head, broadcasts to the weight's shape",
 }
 """What calibration can measure of a tensor, by the name criteria ask for it."""
 
@@ -213,7 +216,8 @@ def movement(weight: Tensor, *, grad: Tensor) -> Tensor:
 
 NAMED: dict[str, Criterion] = {
     "wanda": wanda, "taylor": taylor, "snip": snip, "obd": obd, "fisher": fisher, "woodfisher": woodfisher,
-    "movement": movement,
+    "movement": movement, "mean_activation": mean_activation, "apoz": apoz, "batchnorm_scale": batchnorm_scale,
+    "taylor_channel": taylor_channel, "head_importance": head_importance,
 }  # fmt: skip
 """The criteria that can be asked for by name where there is data."""
 

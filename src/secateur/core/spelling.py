@@ -10,6 +10,7 @@ from typing import Any
 from secateur.errors import BadInput
 
 from .criteria import Criterion, check_signature, magnitude, random
+from .heads import Head
 from .owl import OWL
 from .patterns import NM, Block, Channel, Pattern, Row, Unstructured
 from .saliency import NAMED, Bound, bind, needs
@@ -21,12 +22,13 @@ Allocation = str | Mapping[str, float] | OWL | Callable[..., Mapping[str, int]]
 
 
 def pattern_of(value: Any) -> Pattern:
-    """A pattern from ``"unstructured"``, ``"2:4"``, ``"4x4"``, ``"channel"``, ``"channel:in"`` or a pattern itself.
+    """A pattern from ``"unstructured"``, ``"2:4"``, ``"4x4"``, ``"row"``, ``"channel"``, ``"channel:in"``, ``"head:12"``, or a
+    pattern itself.
 
     >>> pattern_of("2:4"), pattern_of("4x1")
     (NM(keep=2, of=4), Block(shape=(4, 1), reduce=None))
     """
-    if isinstance(value, Unstructured | NM | Row | Block | Channel):
+    if isinstance(value, Unstructured | NM | Row | Block | Channel | Head):
         return value
     if isinstance(value, str):
         text = value.strip().lower()
@@ -38,9 +40,12 @@ def pattern_of(value: Any) -> Pattern:
             return NM(int(m[1]), int(m[2]))
         if m := re.fullmatch(r"(\d{1,9})x(\d{1,9})", text):
             return Block((int(m[1]), int(m[2])))
+        if m := re.fullmatch(r"head:(\d{1,9})", text):
+            return Head(int(m[1]))
     raise BadInput(
         f'pattern must be "unstructured", "N:M" (N of every M kept, as "2:4"), "RxC" (blocks, as "4x4"), "row", '
-        f'"channel", "channel:in", or one of Unstructured, NM, Row, Block, Channel; got {value!r}.'
+        f'"channel", "channel:in", "head:N" (of N heads a layer), or one of Unstructured, NM, Row, Block, Channel, Head; got '
+        f"{value!r}."
     )
 
 

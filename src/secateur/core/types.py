@@ -17,6 +17,62 @@ Reduce = Callable[[Tensor], Tensor]
 """Sums an int64 tensor of counts over all workers; the identity where there is one."""
 
 
+def units_along(sections: tuple[int, ...], units: int) -> Tensor:
+    """Which unit each feature belongs to, int64, where every section holds an equal share of each unit.
+
+    >>> units_along((4, 2), 2)
+    tensor([0, 0, 1, 1, 0, 1])
+    """
+    return torch.cat([torch.arange(size) // max(1, size // units) for size in sections])
+
+
+@dataclass(frozen=True)
+class Member:
+    """A tensor that goes with another's units.
+
+    Attributes:
+        name: of the tensor.
+        sections: sizes of what lies in it one after another, each with an equal share of every unit; empty where its element
+            ``i``, flat, belongs to unit ``i``.
+    """
+
+    name: str
+    sections: tuple[int, ...] = ()
+
+    def numel(self, units: int) -> int:
+        """How many elements it has, beside so many units."""
+        return sum(self.sections) if self.sections else units
+
+    def units(self, units: int) -> Tensor:
+        """The unit of each of its elements, flat, of so many units."""
+        return units_along(self.sections, units) if self.sections else torch.arange(units)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A tensor's place in a layer of attention, whose heads it shares with the layer's other projections.
+
+    Attributes:
+        layer: name of the module that holds the layer.
+        tensors: names of the layer's projections, this one among them.
+        dim: the dim that the heads lie along: the outputs of queries, keys and values, the inputs of the output projection.
+        sections: sizes of what lies along ``dim`` one after another, each with an equal share of every head.
+        queries, keys, values, outputs: features of the layer's projections; ``outputs`` are those that come together in the
+            output projection.
+        followers: biases that go along.
+    """
+
+    layer: str
+    tensors: tuple[str, ...]
+    dim: int
+    sections: tuple[int, ...]
+    queries: int
+    keys: int
+    values: int
+    outputs: int
+    followers: tuple[Member, ...] = ()
+
+
 @dataclass(frozen=True)
 class Spec:
     """One tensor as its store describes it, before a value is read.
@@ -35,6 +91,9 @@ class Spec:
         skip: why the tensor is not chosen, or ``None`` if it is.
         named: whether the user asked for it by full name.
         order: position in the model's own order of registration; ``None`` where the store does not know it (a file).
+        attention: its place in a layer of attention, where names and shapes tell.
+        members: the tensors that together have the units of this one, which is then no tensor but a layer of several:
+            its shape is (units, weights in a unit). Empty for a tensor.
     """
 
     name: str
@@ -51,6 +110,8 @@ class Spec:
     named: bool = False
     order: int | None = None
     more_biases: tuple[str, ...] = ()
+    attention: Attention | None = None
+    members: tuple[Spec, ...] = ()
 
     @property
     def numel(self) -> int:

@@ -1,4 +1,4 @@
-"""Blocks and channels: score units by sums of integers, select units, expand.
+"""Blocks, channels and heads: score units by sums of integers, select units, expand.
 
 Values are scaled by a power of two of the tensor's largest and rounded once, so their sums do not depend on the order of
 addition and add over chunks, threads, shards and ranks, like histograms.
@@ -6,7 +6,7 @@ addition and add over chunks, threads, shards and ranks, like histograms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,9 @@ from secateur.errors import BadTensor, Infeasible
 from . import criteria as crit
 from .allocate import CAPS
 from .elements import chunks_of, dead, not_finite
+from .heads import Slices, UnitPattern
 from .keys import LOWEST, comparable, order_key
-from .patterns import Grid, Reduction, UnitPattern
+from .patterns import Grid, Reduction
 from .select import Cut
 from .types import Part, Parts, Reduce, Spec
 
@@ -27,17 +28,18 @@ _SLOTS, _ZERO_SLOT = 2200, 1100  # one slot for each binary exponent of float64,
 
 @dataclass(frozen=True)
 class UnitTable:
-    """One tensor's units: order keys (int64, `LOWEST` for units that are wholly zero) and weights that are not zero."""
+    """The units of a tensor, or of a layer of several: order keys (int64, `LOWEST` for units that are wholly zero) and weights
+    that are not zero."""
 
     spec: Spec
-    grid: Grid
+    grid: Grid | Slices
     keys: Tensor
     live: Tensor
 
 
 @dataclass(frozen=True)
 class UnitScorer:
-    """Makes the `UnitTable` of any tensor; every worker gets the same."""
+    """Makes the `UnitTable` of any tensor or layer; every worker gets the same."""
 
     pattern: UnitPattern
     criterion: crit.Criterion
@@ -58,15 +60,20 @@ class UnitScorer:
 
     def _pieces(self, spec: Spec) -> Iterator[tuple[Part, Tensor]]:
         """Flat parts with the float64 values that a unit's score is made of: 0 where dead or not finite."""
-        for part, scores in self.scored(spec):
-            values = comparable(scores, str(spec)).masked_fill(dead(part, self.nonfinite), 0.0)
-            bad = ~torch.isfinite(values)
-            if self.criterion is not crit.magnitude and bool(bad.any()):
-                raise BadTensor(
-                    f"the criterion {crit.describe(self.criterion)} returned NaN or infinite scores for {spec}, which have "
-                    f"no sum over the units of {self.pattern}: return finite scores."
-                )
-            yield part, values.masked_fill_(bad, 0.0)
+        for own in spec.members or (spec,):
+            for part, scores in self.scored(own):
+                values = comparable(scores, str(own)).masked_fill(dead(part, self.nonfinite), 0.0)
+                bad = ~torch.isfinite(values)
+                if self.criterion is not crit.magnitude and bool(bad.any()):
+                    raise BadTensor(
+                        f"the criterion {crit.describe(self.criterion)} returned NaN or infinite scores for {own}, which "
+                        f"have no sum over the units of {self.pattern}: return finite scores."
+                    )
+                yield part, values.masked_fill_(bad, 0.0)
+
+    def _unit_of(self, part: Part) -> Tensor:
+        """The unit of each of a part's elements, on the CPU."""
+        return self.pattern.grid(part.spec).unit_of(part.index()).cpu()
 
     def _refuse_signs(self, spec: Spec, negative: int, reduction: Reduction) -> None:
         """A norm of scores with a sign has not their order: the lowest would come out highest."""
@@ -76,7 +83,7 @@ class UnitScorer:
                 f'norm, which loses their sign: say reduce="mean" or "max" in the pattern, or return scores >= 0.'
             )
 
-    def _reduced(self, spec: Spec, grid: Grid, reduction: Reduction) -> tuple[Tensor, Tensor]:
+    def _reduced(self, spec: Spec, grid: Grid | Slices, reduction: Reduction) -> tuple[Tensor, Tensor]:
         """(scores, live weights) of every unit."""
         e, negative = None, 0
         for _, values in self._pieces(spec):
@@ -88,7 +95,7 @@ class UnitScorer:
         bits = 62 - max(0, (grid.unit_size - 1).bit_length())
         table = torch.zeros(3, grid.units, dtype=torch.int64)
         for part, values in self._pieces(spec):
-            unit = grid.unit_of(part.index()).cpu()
+            unit = self._unit_of(part)
             share = times_power(values, -top).cpu()
             if reduction == "max":
                 # Shifted above zero, so that a worker that holds nothing of a unit can say 0 and tables can be added.
@@ -109,13 +116,14 @@ class UnitScorer:
             scores = scores.masked_fill(bad > 0, float("inf"))
         return scores, live
 
-    def _live(self, spec: Spec, grid: Grid) -> Tensor:
+    def _live(self, spec: Spec, grid: Grid | Slices) -> Tensor:
         live = torch.zeros(grid.units, dtype=torch.int64)
-        for chunk in chunks_of(spec, self.parts):
-            live.index_add_(0, grid.unit_of(chunk.index()).cpu(), (~dead(chunk, self.nonfinite)).long().cpu())
+        for own in spec.members or (spec,):
+            for chunk in chunks_of(own, self.parts):
+                live.index_add_(0, self._unit_of(chunk), (~dead(chunk, self.nonfinite)).long().cpu())
         return self.reduce(live)
 
-    def _first(self, spec: Spec, grid: Grid) -> Tensor:
+    def _first(self, spec: Spec, grid: Grid | Slices) -> Tensor:
         """The score of each unit's id: a mean of many hashes would put large units in the middle of the order."""
         assert isinstance(self.criterion, crit.RandomCriterion)
         ids = torch.arange(grid.units)
@@ -216,6 +224,14 @@ def units_gone(table: UnitTable, cut: Cut) -> Tensor:
     return (table.keys < cut.key) | ((table.keys == cut.key) & (at < cut.index)) | (table.keys == LOWEST)
 
 
-def expand(table: UnitTable, gone: Tensor, part: Part) -> Tensor:
-    """Where a part's elements go, from which units go; bool, of the part's shape."""
-    return gone.to(part.tensor.device)[table.grid.unit_of(part.index())]
+def pieces_gone(
+    gone: Tensor, grid: Grid | Slices, parts: Iterable[Part], nonfinite: str
+) -> Iterator[tuple[Part, Tensor]]:
+    """One tensor in flat pieces, each with the elements that go (bool), from which of its units go.
+
+    Single zeros inside a unit that survives are zeros, not prunings, and stay.
+    """
+    for part in parts:
+        for chunk in part.chunks(1 << 20):
+            out = gone.to(chunk.tensor.device)[grid.unit_of(chunk.index())]
+            yield chunk, out | dead(chunk, "prune") if nonfinite == "prune" else out

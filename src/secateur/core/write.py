@@ -7,19 +7,23 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from secateur.errors import PlanMismatch
 
 from . import fast
 from .bits import zero_
-from .choose import Source, Taken, Units, selector_of, settled
+from .choose import Taken, Units, selector_of, settled
+from .criteria import magnitude
 from .elements import Measured, Meter
+from .heads import Head, UnitPattern
 from .keys import FORMATS
-from .patterns import NM, Block, Channel, Row, Unstructured
-from .plan import Plan, gone, named_criterion
+from .patterns import NM, Channel, Row, Unstructured
+from .plan import Plan, gone, named_criterion, units_of
 from .plan import Row as PlanRow
 from .select import identity
-from .types import Align, Part, Parts, Reduce, Spec
+from .source import Source
+from .types import Align, Member, Part, Parts, Reduce, Spec
 from .units import units_gone
 
 PartsOf = Callable[[str], list[Part]]
@@ -41,6 +45,8 @@ def count_row(plan: Plan, row: PlanRow, parts: Parts, reduce: Reduce) -> Taken:
         selector = selector_of(plan.pattern, source)
         if isinstance(plan.pattern, Unstructured):
             return settled(selector, source, spec, row.cut)
+    if isinstance(plan.pattern, Head):
+        Source(parts, reduce, magnitude, plan.nonfinite).facts(spec)  # refuses NaN and Inf
     meter, before = Meter(spec.dtype), Meter(spec.dtype)
     for part, which in gone(plan, row, parts, reduce):
         meter.add(part.tensor, which)
@@ -87,7 +93,7 @@ def _resident(row: PlanRow, parts: Parts) -> Part | None:
 def _simple(plan: Plan) -> bool:
     """Whether the native routines know the plan's keys."""
     by_magnitude = plan.masks is None and plan.criterion == "magnitude" and plan.nonfinite != "prune"
-    return by_magnitude and not isinstance(plan.pattern, Block | Channel)
+    return by_magnitude and not isinstance(plan.pattern, UnitPattern)
 
 
 def _write_row(plan: Plan, row: PlanRow, parts: Parts, reduce: Reduce, part_of: PartsOf, write: Write) -> Measured:
@@ -95,7 +101,7 @@ def _write_row(plan: Plan, row: PlanRow, parts: Parts, reduce: Reduce, part_of: 
     measured = _fast(plan, row, whole) if reduce is identity else None
     if measured is None:
         for member in row.followers:
-            _follow(plan, row, parts, reduce, part_of(member.name), write)
+            _follow(plan, row, member, parts, reduce, part_of(member.name), write)
         measured = _piecewise(plan, row, whole, reduce)
     for part in whole:
         write(part)
@@ -142,23 +148,31 @@ def _fast(plan: Plan, row: PlanRow, found: list[Part]) -> Measured | None:
     return result
 
 
-def _follow(plan: Plan, row: PlanRow, parts: Parts, reduce: Reduce, targets: list[Part], write: Write) -> None:
+def _follow(
+    plan: Plan, row: PlanRow, member: Member, parts: Parts, reduce: Reduce, targets: list[Part], write: Write
+) -> None:
     """Zeros the slices of a follower whose units go."""
-    assert isinstance(plan.pattern, Channel)
-    grid = plan.pattern.grid(row.spec)
-    if plan.masks is None and row.cut is not None:
-        source = Source(parts, reduce, named_criterion(plan.criterion), plan.nonfinite)
-        which = units_gone(Units(source, plan.pattern).table(row.spec), row.cut)
-    else:
-        live = torch.zeros(grid.units, dtype=torch.int64)
-        for part, out in gone(plan, row, parts, reduce):
-            live.index_add_(0, grid.unit_of(part.index()).cpu(), (~out).long().cpu())
-        which = reduce(live) == 0
+    assert isinstance(plan.pattern, Channel | Head)
+    which = _units(plan, plan.pattern, row, parts, reduce)
     for part in targets:
-        if part.spec.dtype not in FORMATS or part.spec.numel != grid.units:
+        if part.spec.dtype not in FORMATS or part.spec.numel != member.numel(len(which)):
             raise PlanMismatch(
-                f"{part.spec} does not have one element for each of the {grid.units} channels it goes with."
+                f"{part.spec} does not have one element for each of the {len(which)} channels or heads it goes with."
             )
-        at = which.to(part.tensor.device)[part.index()]
+        at = which[member.units(len(which))].to(part.tensor.device)[part.index()]
         zero_(part.tensor, at)
         write(part)
+
+
+def _units(plan: Plan, pattern: Channel | Head, row: PlanRow, parts: Parts, reduce: Reduce) -> Tensor:
+    """Which of a row's units go; bool."""
+    if isinstance(pattern, Head):
+        return units_of(row, pattern.grid(row.spec))
+    grid = pattern.grid(row.spec)
+    if plan.masks is None and row.cut is not None:
+        source = Source(parts, reduce, named_criterion(plan.criterion), plan.nonfinite)
+        return units_gone(Units(source, pattern).table(row.spec), row.cut)
+    live = torch.zeros(grid.units, dtype=torch.int64)
+    for part, out in gone(plan, row, parts, reduce):
+        live.index_add_(0, grid.unit_of(part.index()).cpu(), (~out).long().cpu())
+    return reduce(live) == 0

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.core.make import eligible
+from secateur.core.patterns import Pattern
 from secateur.core.saliency import STATISTICS, Statistics
+from secateur.core.spelling import pattern_of
 from secateur.core.types import Spec
 from secateur.errors import BadInput, SecateurWarning
 from secateur.stores.base import choose
@@ -18,14 +21,17 @@ from secateur.stores.memory import MemoryStore
 
 from .batches import device_of, moved, run_batch
 from .blocks import without_cache
+from .losses import Loss
 from .mode import eager, only_training
+from .structures import channel_statistics
+from .unit_gradients import unit_gradients
 from .watch import Watch, too_few, why_unseen
 
 INPUTS = ("input_norm", "hessian")
 GRADIENTS = ("grad", "fisher_diag", "hessian_diag", "fisher_inverse_diag")
 CHANNELS = ("channel_activation", "channel_apoz", "norm_scale")
+UNITS = ("channel_taylor", "head_gradient")
 
-Loss = Callable[[nn.Module, Any], Tensor]
 Forward = Callable[[nn.Module, Any], object]
 
 
@@ -129,6 +135,7 @@ def calibrate(
     include: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] | None = None,
     roles: Mapping[str, str] | None = None,
+    pattern: str | Pattern = "unstructured",
 ) -> Statistics:
     """Measures statistics of the layers of a model, as it is, for criteria that need data.
 
@@ -138,8 +145,10 @@ def calibrate(
         model: any module.
         calibration: batches, or a `Calibration`; its ``blocks`` do not matter here.
         statistics: some of ``input_norm``, ``hessian`` (of layers' inputs); ``grad``, ``fisher_diag``, ``hessian_diag``,
-            ``fisher_inverse_diag`` (of the loss); ``channel_activation``, ``channel_apoz``, ``norm_scale`` (of channels).
+            ``fisher_inverse_diag`` (of the loss); ``channel_activation``, ``channel_apoz``, ``norm_scale`` (of channels);
+            ``channel_taylor``, ``head_gradient`` (of channels and heads, of the loss).
         include, ignore, roles: which tensors, as for `secateur.prune`.
+        pattern: tensors that cannot carry it are left out; ``head_gradient`` needs ``"head:N"``.
 
     Returns:
         ``{tensor name: {statistic: tensor}}``, for `secateur.prune(…, statistics=…)` and criteria of your own.
@@ -160,10 +169,11 @@ def calibrate(
     if unknown := [s for s in wanted if s not in STATISTICS]:
         raise BadInput(f"calibrate knows the statistics {', '.join(STATISTICS)}; got {', '.join(map(repr, unknown))}.")
     store = MemoryStore(model, roles=roles)
-    specs = choose(store.specs(), include, ignore)
+    units = pattern_of(pattern)
+    specs, _ = eligible(choose(store.specs(), include, ignore), units)
     store.check(specs)
     notes: list[str] = []
-    found = measure(model, store, [s for s in specs if s.skip is None], calibration, wanted, notes)
+    found = measure(model, store, [s for s in specs if s.skip is None], calibration, wanted, units, notes)
     for text in notes:
         warnings.warn(text, SecateurWarning, stacklevel=2)
     return found
@@ -171,7 +181,7 @@ def calibrate(
 
 def measure(
     model: nn.Module, store: MemoryStore, specs: Sequence[Spec], calibration: Calibration, wanted: Sequence[str],
-    notes: list[str],
+    pattern: Pattern, notes: list[str],
 ) -> dict[str, dict[str, Tensor]]:  # fmt: skip
     """Statistics of some tensors of a model as it is, in as few runs as there are kinds of them. What the user should know is
     added to ``notes``."""
@@ -180,6 +190,11 @@ def measure(
         watch = observe(model, store, specs, calibration, gram="hessian" in wanted)
         notes += too_few(watch.short)
         _merge(out, watch.statistics())
+    if any(w in CHANNELS for w in wanted):
+        weights = [(s, store.entry(s).tensor) for s in specs]
+        _merge(out, channel_statistics(model, weights, calibration.batches, wanted, calibration.forward))
+    for name in [w for w in wanted if w in UNITS]:
+        _merge(out, unit_gradients(name, model, store, specs, calibration.batches, calibration.loss, pattern))
     return out
 
 

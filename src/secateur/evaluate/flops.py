@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
@@ -21,7 +21,7 @@ from secateur.stores.names import WRAPPERS
 
 from .ledger import Ledger
 from .mode import only_training
-from .weights import owner, prunable
+from .weights import owner, prunable, weights_of
 
 CONVENTION = (
     "2 per multiply-add, one forward pass. Counted: matrix products, convolutions, attention, recurrent and "
@@ -41,6 +41,9 @@ class Flops:
             the module that ran it. The root's name is ``""``. The values add up to ``total``.
         effective: FLOPs left if no multiplication by a zero weight were done: products with a weight are
             scaled by the nonzero fraction of the weight as it was used, all others count in full.
+        by_weight: name of each weight that was met, tied ones under the first name they have, to the FLOPs of its
+            products: what they would be if it were wholly zero is saved. What several weights made together is
+            shared out by their sizes.
 
     Example:
         >>> flops = Flops(total=4800, by_module={"0": 3200, "2": 1600}, effective=3200)
@@ -56,6 +59,7 @@ class Flops:
     total: int
     by_module: Mapping[str, int]
     effective: int
+    by_weight: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def macs(self) -> int:
@@ -77,6 +81,7 @@ class Flops:
             "effective": self.effective,
             "speedup": None if self.speedup == inf else self.speedup,
             "by_module": dict(self.by_module),
+            "by_weight": dict(self.by_weight),
             "convention": CONVENTION,
         }
         return json.dumps(data, indent=2)
@@ -149,9 +154,28 @@ def count_flops(model: nn.Module, example_input: Tensor | tuple[Any, ...] | Mapp
     by_module: dict[str, int] = {}
     for name, _ in model.named_modules():
         if ledger.flops.get(name):
-            plain = ".".join(step for step in name.split(".") if step not in WRAPPERS)
-            by_module[plain] = by_module.get(plain, 0) + ledger.flops[name]
-    return Flops(sum(ledger.flops.values()), by_module, ledger.effective)
+            by_module[_plain(name)] = by_module.get(_plain(name), 0) + ledger.flops[name]
+    return Flops(sum(ledger.flops.values()), by_module, ledger.effective, _by_weight(model, ledger))
+
+
+def _plain(name: str) -> str:
+    return ".".join(step for step in name.split(".") if step not in WRAPPERS)
+
+
+def _by_weight(model: nn.Module, ledger: Ledger) -> dict[str, int]:
+    """The FLOPs of each weight's products, in the order of the model; tied weights are one."""
+    weights = weights_of(model)
+    first = {id(w): n for n, w in reversed(weights.items())}
+    found = dict.fromkeys(first[id(w)] for w in weights.values())
+    shares: dict[str, int] = {}
+    for names, flops in ledger.products.items():
+        together = sorted({first[id(weights[n])] for n in names})
+        left, of = flops, sum(weights[n].numel() for n in together)
+        for n in together:
+            share = left * weights[n].numel() // of
+            left, of = left - share, of - weights[n].numel()
+            shares[n] = shares.get(n, 0) + share
+    return {_plain(n): shares[n] for n in found if n in shares}
 
 
 def _call_with(example_input: object) -> tuple[tuple[Any, ...], dict[str, Any]]:

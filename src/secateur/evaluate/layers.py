@@ -43,10 +43,8 @@ def solve_layer(
         BadTensor: the solver returned something else than it should.
     """
     given: dict[str, Any] = {"pattern": pattern, "count": count, "mask": mask, "name": spec.name}
-    wants = asked(solver)
-    if "hessian" not in wants:
-        given["fisher_inverse"] = measured["fisher_inverse"]
-        return _checked(solver, solver(weight, **{k: v for k, v in given.items() if k in wants}), spec, weight, given)
+    if "hessian" not in asked(solver):
+        return _solve(solver, spec, weight, given | {"fisher_inverse": measured["fisher_inverse"]})
     rows, order = _rows(spec, weight, pattern)
     kept = None if mask is None else _rows(spec, mask, pattern)[0]
     hessians = measured["hessian"].reshape(len(rows), rows.shape[2], -1)
@@ -55,18 +53,18 @@ def solve_layer(
     found = []
     for i, n in enumerate(_shares(rows, pattern, count)):
         own = given | {"hessian": hessians[i].to(weight.device), "count": n, "mask": None if kept is None else kept[i]}
-        found.append(
-            _checked(solver, solver(rows[i], **{k: v for k, v in own.items() if k in wants}), spec, rows[i], own)
-        )
+        found.append(_solve(solver, spec, rows[i], own))
     new, stay = (_back(spec, torch.stack(each), order) for each in ([f.weight for f in found], [f.mask for f in found]))
     losses = [f.loss for f in found if f.loss is not None]
     dampings = [f.damping for f in found if f.damping is not None]
     return Solved(new, stay, sum(losses) if losses else None, max(dampings) if dampings else None)
 
 
-def _checked(solver: AnySolver, found: Any, spec: Spec, weight: Tensor, given: Mapping[str, Any]) -> Solved:
-    """What a solver returned, if it is what it should be."""
-    who = f"the solver {solver_name(solver)}"
+def _solve(solver: AnySolver, spec: Spec, weight: Tensor, given: Mapping[str, Any]) -> Solved:
+    """What a solver returns, if it is what it should be."""
+    who, wants = f"the solver {solver_name(solver)}", asked(solver)
+    with torch.autocast(weight.device.type, enabled=False):
+        found = solver(weight, **{k: v for k, v in given.items() if k in wants})
     try:
         solved = Solved(*found)
     except TypeError:

@@ -24,6 +24,7 @@ class Ledger(TorchDispatchMode):
 
     Attributes:
         flops: module name to the FLOPs of its own operators.
+        products: FLOPs of products with a weight, by the names of what it is made of.
         effective: FLOPs in all, products with a weight scaled by its nonzero fraction.
         counted: names of the weights met.
         entered: names of the modules that ran.
@@ -34,6 +35,7 @@ class Ledger(TorchDispatchMode):
     def __init__(self, model: nn.Module, counter: FlopCounterMode) -> None:
         super().__init__()
         self.flops: dict[str, int] = defaultdict(int)
+        self.products: dict[frozenset[str], int] = defaultdict(int)
         self.effective = 0
         self.counted: set[str] = set()
         self.entered: set[str] = set()
@@ -108,6 +110,7 @@ class Ledger(TorchDispatchMode):
                 home = next((m for m in reversed(self._running) if m in owners), owners[0])
                 self.effective += flops * self.origins.nonzeros(weight) // weight.numel()
                 self.counted |= names
+                self.products[names] += flops
             else:
                 self.effective += flops
             self.flops[home] += flops

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import builtins
 import operator
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
+from secateur.errors import BadInput, SecateurWarning
 from secateur.stores.names import MODULE_WRAPPERS, WRAPPERS
 
 _KEEPING_MODULES = tuple(
@@ -97,8 +100,83 @@ def firing_norms(model: nn.Module, gone: Mapping[str, Tensor]) -> list[str]:
     Returns:
         One text for each such norm, and one that lists the layers of which it is not known.
     """
+    walk = _walked(_bare(model), gone)
+    return walk if isinstance(walk, list) else walk.texts()
+
+
+def silence_norms(model: nn.Module) -> dict[str, int]:
+    """Sets factor and shift to zero, in place, where a norm makes an output channel fire that is wholly pruned.
+
+    Then the channel is zero behind the norm too, in training and in evaluation, as if it were not there: which is what pruned
+    channels are compared as. A norm without factors gets a running mean of zero there.
+
+    Args:
+        model: after pruning; every output channel whose weights and bias are zero counts as pruned.
+
+    Returns:
+        ``{norm: how many of its channels were silenced}``, nothing for a model in which none fires.
+
+    Raises:
+        BadInput: a model that cannot be traced, so that which norm follows which layer is not known.
+
+    Warns:
+        SecateurWarning: norms that mix channels, that are called more than once, or of which it is not known.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2), nn.ReLU())
+        >>> _ = nn.init.ones_(net[1].bias)
+        >>> with torch.no_grad():
+        ...     _ = net[0].weight[1].zero_()
+        >>> silence_norms(net), net[1].bias.tolist()
+        ({'1': 1}, [1.0, 0.0])
+    """
+    bare = _bare(model)
+    gone = _dead_channels(bare)
+    silenced: dict[str, int] = {}
+    while True:
+        walk = _walked(bare, gone)
+        if isinstance(walk, list):
+            if walk:
+                raise BadInput(f"norms cannot be silenced: {walk[0]}.")
+            return silenced
+        loud = {n: c for n, c in walk.loud.items() if walk.calls[n] == 1}
+        if not loud:
+            for text in walk.texts():
+                warnings.warn(text, SecateurWarning, stacklevel=2)
+            return silenced
+        for name, channels in loud.items():
+            _silence(walk.modules[name], channels)
+            silenced[name] = silenced.get(name, 0) + int(channels.sum())
+
+
+def _dead_channels(model: nn.Module) -> dict[str, Tensor]:
+    """Which output channels of each layer are zero, by module name."""
+    gone: dict[str, Tensor] = {}
+    for name, m in model.named_modules(remove_duplicate=False):
+        if (
+            not isinstance(m, nn.Linear | _ConvNd)
+            or is_lazy(m.weight)
+            or (m.transposed if isinstance(m, _ConvNd) else 0)
+        ):
+            continue
+        dead = (m.weight == 0).flatten(1).all(1)
+        gone[name] = dead if m.bias is None else dead & (m.bias == 0)
+    return gone
+
+
+@torch.no_grad()
+def _silence(norm: nn.Module, channels: Tensor) -> None:
+    own = [getattr(norm, name, None) for name in ("weight", "bias")]
+    if own[0] is None and getattr(norm, "running_mean", None) is not None:
+        own.append(norm.running_mean)
+    for t in own:
+        if isinstance(t, Tensor):
+            t[channels.to(t.device)] = 0.0
+
+
+def _walked(model: nn.Module, gone: Mapping[str, Tensor]) -> _Walk | list[str]:
+    """The walk of a model's zero channels; or why there is none, nothing where there is nothing to know."""
     gone = {n: g for n, g in gone.items() if bool(g.any())}
-    model = _bare(model)
     holds_norms = any(_is_norm(m) and next(m.children(), None) is None for m in model.modules())
     if not gone:
         return []
@@ -114,7 +192,7 @@ def firing_norms(model: nn.Module, gone: Mapping[str, Tensor]) -> list[str]:
         seen = {id(gone[n]) for n in walk.reached}
         first = {id(g): n for n, g in reversed(gone.items()) if id(g) not in seen}
         walk.unknown |= dict.fromkeys(sorted(first.values()))
-    return walk.warnings + ([_not_known(list(walk.unknown))] if walk.unknown else [])
+    return walk
 
 
 def _bare(model: nn.Module) -> nn.Module:
@@ -140,6 +218,8 @@ class _Walk:
         warnings: a text for each norm that fires.
         unknown: layers of which it is not known, as keys.
         reached: names of pruned layers that the graph calls.
+        loud: which pruned channels each norm makes fire, by its name.
+        calls: how often the graph calls each module.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], gone: Mapping[str, Tensor]) -> None:
@@ -147,8 +227,14 @@ class _Walk:
         self.warnings: list[str] = []
         self.unknown: dict[str, None] = {}
         self.reached: set[str] = set()
+        self.loud: dict[str, Tensor] = {}
+        self.calls: Counter[str] = Counter()
         self._zero: dict[fx.Node, _Zero] = {}
         self._constant: set[fx.Node] = set()
+
+    def texts(self) -> list[str]:
+        """All there is to say."""
+        return self.warnings + ([_not_known(list(self.unknown))] if self.unknown else [])
 
     def visit(self, node: fx.Node) -> None:
         """Works out what is zero in a node's value; its operands come earlier in the graph."""
@@ -157,6 +243,7 @@ class _Walk:
         if node.op == "get_attr" or own:
             self._constant.add(node)
         if node.op == "call_module":
+            self.calls[str(node.target)] += 1
             found = self._module(str(node.target), [self._zero[n] for n in inputs if n in self._zero])
         else:
             found = self._operation(node, inputs)
@@ -234,6 +321,7 @@ class _Walk:
             return None
         loud = (after != 0) & into.channels.to(after.device)
         if bool(loud.any()):
+            self.loud[name] = loud | self.loud.get(name, torch.zeros_like(loud))
             cure = "its bias to zero there"
             if getattr(norm, "running_mean", None) is not None:
                 cure = "its bias and running mean to zero there, or call recalibrate_batchnorm and set the bias to zero"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from secateur.core.owl import OWL, outliers
+from secateur.core.patterns import Unstructured
 from secateur.core.plan import Row
 from secateur.core.saliency import wanda
 from secateur.core.types import Spec
@@ -33,7 +34,7 @@ def outlier_counts(
     held = {b.name: [s for s in specs if b.holds(s.name)] for b in blocks}
     held |= {s.name: [s] for s in specs if not any(b.holds(s.name) for b in blocks)}
     held = {name: some for name, some in held.items() if some}
-    norms = measure(model, store, specs, calibration, ("input_norm",), [])
+    norms = measure(model, store, specs, calibration, ("input_norm",), Unstructured(), [])
 
     def share(some: Sequence[Spec]) -> float:
         return outliers(lambda: (_scores(store, s, norms) for s in some), how.outlier)

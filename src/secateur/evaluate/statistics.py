@@ -81,6 +81,40 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, student_quantile(0.975, n - 1) * math.sqrt(variance / n), n)
 
 
+def p_value(values: Sequence[float]) -> float:
+    """The two-sided p of Student's test that the mean is zero; below 0.05 just where the 95 % interval leaves zero out.
+
+    Numbers that are all the same have p = 0, or 1 where they are zero.
+
+    >>> round(p_value([1.0, 2.0, 3.0]), 4)
+    0.0742
+    """
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"a test needs at least two numbers, got {n}")
+    mean = math.fsum(values) / n
+    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
+    if variance == 0:
+        return 0.0 if mean else 1.0
+    return 2 * (1 - student_cdf(abs(mean) / math.sqrt(variance / n), n - 1))
+
+
+def holm(ps: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which of several tests still reject when all of them together may err with probability ``level`` (Holm, 1979).
+
+    From the smallest p up, the i-th of m rejects while p <= level / (m - i), with i from 0; the first that does not ends it.
+
+    >>> holm([0.04, 0.01, 0.03, 0.005])
+    [False, True, False, True]
+    """
+    kept = [False] * len(ps)
+    for i, at in enumerate(sorted(range(len(ps)), key=lambda j: ps[j])):
+        if ps[at] > level / (len(ps) - i):
+            break
+        kept[at] = True
+    return kept
+
+
 def ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 1, ties given the mean of the ranks they span; ``(n,)`` to ``(n,)`` float64.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from secateur.core.solve.base import exactly
 from secateur.core.types import Spec
 from secateur.errors import BadInput
 
@@ -135,8 +136,8 @@ class Watch(TorchFunctionMode):
         out = func(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             self._attended(inspect.signature(func).bind(*args, **kwargs).arguments)
-        elif func in _CALLS:
-            self._note(dict(zip(_CALLS[func], args, strict=False)) | dict(kwargs))
+        elif func in CALLS:
+            self._note(dict(zip(CALLS[func], args, strict=False)) | dict(kwargs))
         return out
 
     @property
@@ -164,7 +165,7 @@ class Watch(TorchFunctionMode):
             return
         x: Tensor = call["input"].detach()
         # Sums are taken in the precision that was meant for them, whatever the model runs in.
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.inference_mode(False), exactly(), torch.autocast(x.device.type, enabled=False):
             if seen.spec.role == "conv":
                 for columns in _columns(x, call, seen.spec):
                     seen.add(*_sums(columns, seen))
@@ -248,10 +249,10 @@ def _padding(value: Any, kernel: Sequence[int], dilation: Sequence[int], dims: i
     return columns, columns, rows, rows
 
 
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_CALLS: dict[Callable[..., Any], tuple[str, ...]] = {
+CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+CALLS: dict[Callable[..., Any], tuple[str, ...]] = {
     F.linear: ("input", "weight", "bias"),
     torch.addmm: ("bias", "input", "weight"),
-    torch.conv1d: _CONV, torch.conv2d: _CONV, F.conv1d: _CONV, F.conv2d: _CONV,
+    torch.conv1d: CONV, torch.conv2d: CONV, F.conv1d: CONV, F.conv2d: CONV,
 }  # fmt: skip
 """The operations of layers, and what their arguments are. ``addmm`` is how a transposed ``Conv1D`` multiplies."""

@@ -28,18 +28,27 @@ OWN_LOOP = (
 
 def page(recipe: Recipe, root: Path, cells: Sequence[Cell], seconds: float) -> str:
     """A run as one HTML document that loads nothing."""
-    shown = recipe.model_dump(mode="json", exclude_defaults=True)
     own = [n for n, m in recipe.methods.items() if m.iterate is not None and (m.train or recipe.train).loop is not None]
     methods = list(dict.fromkeys(c.method for c in cells))
-    notes = [*(OWN_LOOP.format(n) for n in own), *_emptied(cells)]
+    notes = [*(OWN_LOOP.format(n) for n in own), *emptied(cells)]
+    facts = {**machine_facts(root), "time": f"{seconds:.0f} s for what this call ran"}
     return render(RunFacts(
-        name=recipe.name, about=recipe.about, recipe=yaml.safe_dump(shown, sort_keys=False, width=100),
-        cells=cells, logs=list(_logs(root, methods)), facts=_facts(root, seconds), notes=notes,
-        percent=["accuracy"] if recipe.evaluate is None else (),
+        name=recipe.name, about=recipe.about, recipe=recipe_text(recipe), cells=cells, logs=list(_logs(root, methods)),
+        facts=facts, notes=notes, percent=percent_of(recipe), lower_is_better=recipe.lower_is_better,
     ))  # fmt: skip
 
 
-def _emptied(cells: Sequence[Cell]) -> Iterator[str]:
+def recipe_text(recipe: Recipe) -> str:
+    """A recipe as it might have been written."""
+    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=100)
+
+
+def percent_of(recipe: Recipe) -> list[str]:
+    """The metrics that are counted in per cent: the accuracy that is measured where a recipe names no function."""
+    return ["accuracy"] if recipe.evaluate is None else []
+
+
+def emptied(cells: Sequence[Cell]) -> Iterator[str]:
     """What is to be said of layers that were left with nothing."""
     found: dict[tuple[str, float], set[str]] = {}
     for c in cells:
@@ -51,14 +60,14 @@ def _emptied(cells: Sequence[Cell]) -> Iterator[str]:
         yield f"{method} at {asked:.4g} left nothing of {told}: cap such layers with max_sparsity or min_keep."
 
 
-def _facts(root: Path, seconds: float) -> dict[str, str]:
+def machine_facts(root: Path) -> dict[str, str]:
+    """Where a run was made, and what with."""
     kernels = native.isa() if native.available() else "no native kernels"
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}",
         "versions": f"secateur {secateur.__version__} ({kernels}), torch {torch.__version__}, Python {platform.python_version()}",
         "date": time.strftime("%Y-%m-%d"),
-        "time": f"{seconds:.0f} s for what this call ran",
         "folder": str(root),
     }
 

@@ -3,67 +3,159 @@
 from __future__ import annotations
 
 import json
-import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-import secateur
-from secateur.core import schedules
-from secateur.errors import SecateurWarning
+from secateur.engines.spread import Engine, spread
+from secateur.errors import BadInput
 from secateur.report.run_facts import Cell
+from secateur.report.run_files import RESULTS, SETTINGS, Both
 from secateur.stores.staging import staged
-from secateur.train.engine import Engine, Run, Settings, numbers_of
-from secateur.train.randomness import seed_all
-from secateur.train.rounds import WEIGHTS, Round, artefact, load_state, locked, read_rounds, read_tensors
+from secateur.train.rounds import WEIGHTS, artefact, check_settings, load_state, locked, read_rounds, read_tensors
 
 from .page import page
-from .schema import Choice, Iterate, Method, Recipe, Schedule, Sparse, Training
-from .training import Data, Progress, Pruned, Trainer, accuracy, device_of, log, resolve
+from .schema import Recipe
+from .seed import Seed
+from .training import Progress, device_of, resolve
+from .ways import density_of
 
 
 def quiet(what: str, done: int = 0, total: int = 0) -> None:
     """Progress for nobody."""
 
 
-def run(recipe: Recipe, progress: Progress = quiet, say: Callable[[str], None] = quiet) -> list[Cell]:
+def run(
+    recipe: Recipe,
+    progress: Progress = quiet,
+    say: Callable[[str], None] = quiet,
+    *,
+    engine: Engine = "serial",
+    jobs: int = 1,
+) -> list[Cell]:
     """Runs what is not there yet, and returns every cell; the folder then holds ``results.json`` and ``report.html``.
 
     Args:
         recipe: what to run.
-        progress: told after every step what is trained and how far it is, and after every cell how many there are.
+        progress: told after every step what is trained and how far it is, and after every cell how many there are; of workers
+            only the cells.
         say: told the schedules before the first training begins.
+        engine, jobs: who runs it, and how many at once (`secateur.engines.spread`): a worker takes a seed's dense network, and
+            when all of these are there, a method of a seed with all its sparsities. The cells are the same, bit for bit.
+
+    Raises:
+        BadInput: the folder is in use, or holds another recipe; a function of the recipe cannot be found; the dense network
+            has no such metric as the recipe names.
+        BadTensor: a loss or a weight became NaN or infinite; what was finished before is kept.
+    """
+    started = time.perf_counter()
+    with held(recipe) as root:
+        made: list[Both] = []
+        total = len(recipe.seeds) * (1 + len(recipe.names()) * len(recipe.sparsities))
+        lines = say
+        for heard, some in _batches(recipe, progress, engine, jobs):
+            for line in heard:
+                lines(line)
+            lines = quiet
+            for one in some:
+                _check_metrics(recipe, one[0])
+                made.append(one)
+                progress("all", len(made), total)
+        made = _in_order(recipe, made)
+        cells = [cell for cell, _ in made]
+        write(root / RESULTS, to_json(cells))
+        write(root / "costs.json", json.dumps([vars(cost) for _, cost in made if cost is not None], indent=1))
+        write(root / "report.html", page(recipe, root, cells, time.perf_counter() - started))
+        _export(recipe, root)
+    return cells
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker is to do: a method of a seed, or its dense network."""
+
+    recipe: Recipe
+    root: Path
+    seed: int
+    method: str | None
+    threads: int
+    jobs: int
+
+
+Made = Iterable[Both]
+
+
+def _batches(recipe: Recipe, progress: Progress, engine: Engine, jobs: int) -> Iterator[tuple[list[str], Made]]:
+    """What is to be said, and cells with their costs, as they come."""
+    root = Path(recipe.folder)
+    if engine == "serial":
+        for seed in recipe.seeds:
+            one = Seed(recipe, root / f"seed-{seed}", seed, progress)
+            yield list(one.check()), one.cells()
+        return
+    device = device_of(recipe.device)
+    alike = recipe.model_copy(update={"device": device.type})  # not what each worker finds for itself
+    first = [_Job(alike, root.resolve(), s, None, torch.get_num_threads(), jobs) for s in recipe.seeds]
+    rest = [_Job(j.recipe, j.root, j.seed, m, j.threads, jobs) for j in first for m in recipe.methods]
+    for some in (first, rest):
+        yield from spread(_work, some, engine, jobs, int(device.type == "cuda"))
+
+
+def _work(job: _Job) -> tuple[list[str], Made]:
+    with _threads(job.threads):
+        one = Seed(job.recipe, job.root / f"seed-{job.seed}", job.seed, quiet, job.jobs)
+        if job.method is None:
+            return list(one.check()), [one.dense()]
+        return [], list(one.method(job.method))
+
+
+def _in_order(recipe: Recipe, made: list[Both]) -> list[Both]:
+    """Seed by seed, each with its dense network and then the methods, as they come when one follows the other."""
+    return sorted(made, key=lambda one: recipe.seeds.index(one[0].seed))
+
+
+def check_folder(recipe: Recipe) -> None:
+    """Refuses a folder that holds no run of this recipe.
+
+    Raises:
+        BadInput: nothing was run there, or a recipe with other settings.
+    """
+    root = Path(recipe.folder)
+    if not (root / SETTINGS).exists():
+        raise BadInput(f"{root} holds no run: run the recipe first.")
+    check_settings(root / SETTINGS, recipe.model_dump(mode="json"), _free(recipe))
+
+
+def _free(recipe: Recipe) -> set[str]:
+    """The settings that what lies in the folder does not depend on. Seeds may be added, unless the export goes by the first."""
+    by_first = recipe.export is not None and recipe.export.seed is None
+    return {"compare", "lower_is_better"} | (set() if by_first else {"seeds"})
+
+
+def _check_metrics(recipe: Recipe, cell: Cell) -> None:
+    metric = None if recipe.compare is None else recipe.compare.metric
+    for name in (*recipe.lower_is_better, *([] if metric is None else [metric])):
+        if name not in cell.metrics:
+            there = ", ".join(cell.metrics) or "nothing"
+            raise BadInput(f"the recipe names the metric {name!r}, and what is measured is {there}: name one of these.")
+
+
+@contextmanager
+def held(recipe: Recipe) -> Iterator[Path]:
+    """Holds the folder of a recipe's run, which is made if it is not there, and torch at the recipe's threads.
 
     Raises:
         BadInput: the folder is in use, or holds another recipe; a function of the recipe cannot be found.
-        BadTensor: a loss or a weight became NaN or infinite; what was finished before is kept.
     """
     _check_calls(recipe)
-    root, started = Path(recipe.folder), time.perf_counter()
-    with locked(root, recipe.model_dump(mode="json")), _threads(recipe.threads):
-        cells: list[Cell] = []
-        controls = sum(len(m.iterate.controls) for m in recipe.methods.values() if m.iterate is not None)
-        each = 1 + (len(recipe.methods) + controls) * len(recipe.sparsities)
-        for seed in recipe.seeds:
-            one = _Seed(recipe, root / f"seed-{seed}", seed, progress)
-            for line in one.check():
-                if seed == recipe.seeds[0]:
-                    say(line)
-            for cell in one.cells():
-                cells.append(cell)
-                progress("all", len(cells), each * len(recipe.seeds))
-        _write(root / "results.json", to_json(cells))
-        _write(root / "report.html", page(recipe, root, cells, time.perf_counter() - started))
-        _export(recipe, root)
-    return cells
+    root = Path(recipe.folder)
+    with locked(root, recipe.model_dump(mode="json"), _free(recipe)), _threads(recipe.threads):
+        yield root
 
 
 @contextmanager
@@ -76,7 +168,8 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """A text in a run's folder, whole, in place of the one before."""
     with staged(path, True, len(text.encode())) as stage:
         stage.write_text(text, "utf-8")
 
@@ -89,264 +182,10 @@ def to_json(cells: Iterable[Cell]) -> str:
 def _check_calls(recipe: Recipe) -> None:
     trainings = [recipe.train, *(m.train for m in recipe.methods.values() if m.train is not None)]
     calls = [recipe.data, recipe.model, recipe.evaluate]
+    calls += [m.dense.model for m in recipe.methods.values() if m.dense is not None]
     for call in (*calls, *(c for t in trainings for c in (t.optimizer, t.loss, t.loop))):
         if call is not None:
             resolve(call)
-
-
-class _Seed:
-    """Everything that is done with one seed."""
-
-    def __init__(self, recipe: Recipe, root: Path, seed: int, progress: Progress) -> None:
-        self.recipe, self.root, self.seed = recipe, root, seed
-        root.mkdir(exist_ok=True)
-        self.device = device_of(recipe.device)
-        self.data: Data = resolve(recipe.data)(seed)
-        self.trainer = Trainer(self.data, seed, self.device, progress)
-        self._score = resolve(recipe.evaluate) if recipe.evaluate is not None else accuracy
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """The metrics of a model, in evaluation mode."""
-        model.eval()
-        with torch.no_grad():
-            return numbers_of(self._score(model, self.data))
-
-    def model(self) -> nn.Module:
-        """The network as the seed initialises it."""
-        seed_all(self.seed)
-        built: nn.Module = resolve(self.recipe.model)()
-        return built.to(self.device)
-
-    def cells(self) -> Iterator[Cell]:
-        """The dense network, then every method at every sparsity."""
-        yield self._cell("dense", 0.0, None)
-        for name, method in self.recipe.methods.items():
-            if method.iterate is not None:
-                yield from self._iterated(name, method.train or self.recipe.train, method.iterate)
-            else:
-                for s in self.recipe.sparsities:
-                    yield self._cell(name, s, method)
-
-    def check(self) -> Iterator[str]:
-        """Refuses now what would be refused after hours of training; says the schedules."""
-        model = self.model()
-        for name, method in self.recipe.methods.items():
-            how = self._training(method)
-            self.trainer.optimizer(model, how)
-            steps = how.epochs * self.trainer.per_epoch
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SecateurWarning)  # of a network that is not trained
-                self._check_choice(model, name, method, steps)
-            prune = method.prune
-            if prune is not None and prune.schedule != "one-shot":
-                for s in self.recipe.sparsities:
-                    schedule = schedule_for(prune.schedule, s, steps, self.trainer.per_epoch)
-                    yield f"{name}: {schedule!r}, over {steps} steps"
-
-    def _check_choice(self, model: nn.Module, name: str, method: Method, steps: int) -> None:
-        sparse, prune = method.sparse, method.prune
-        choice = _choice(_way(method)) if sparse is None else _sparse_choice(sparse, self.seed)
-        pruner = secateur.Pruner(model, **choice)
-        pruner.close()
-        for s in self.recipe.sparsities:
-            if prune is not None and prune.schedule == "one-shot":
-                secateur.plan(model, s, **choice)
-            else:
-                pruner.plan(s)
-        if sparse is not None:
-            self._rewire(sparse, steps)
-        if method.iterate is not None:
-            asked, more, choice = self._iteration(name, method.train or self.recipe.train, method.iterate)
-            Engine(model, self.root / name, Settings(**more, choice=choice)).check(asked[-1])
-
-    def _training(self, method: Method) -> Training:
-        """The training that prunes: the whole of it, or after the dense one the fine-tuning."""
-        how = method.train or self.recipe.train
-        again = method.finetune
-        if method.prune is None or again is None:
-            return how
-        if method.prune.schedule == "one-shot" or method.prune.start == "dense":
-            return how.model_copy(update=again.model_dump())
-        return how.model_copy(update={"epochs": how.epochs + again.epochs})
-
-    def _epochs(self, method: Method | None) -> int:
-        if method is None:
-            return self.recipe.train.epochs
-        again = 0 if method.finetune is None else method.finetune.epochs
-        return (method.train or self.recipe.train).epochs + again
-
-    def _cell(self, name: str, asked: float, method: Method | None) -> Cell:
-        """Reads a cell that is there, or makes it and puts it on disk, whole; ``None`` makes the dense network."""
-        folder = self.root / name / f"{asked:g}"
-        if not folder.exists():
-            folder.parent.mkdir(exist_ok=True)
-            if method is None:
-                model = self.model()
-                self.trainer.train(model, self.recipe.train, folder)
-                way = None
-            else:
-                model, way = self._pruned(name, method, asked, folder), _way(method)
-            cell = self._counted(model, name, asked, way, self.evaluate(model), self._epochs(method))
-            with artefact(folder, model) as stage:
-                (stage / "cell.json").write_text(json.dumps(vars(cell)), "utf-8")
-        self.trainer.done(folder)
-        return Cell(**json.loads((folder / "cell.json").read_text("utf-8")))
-
-    def _dense(self, name: str, method: Method) -> nn.Module:
-        """The trained dense network a method begins with: the recipe's, or one of the method's own training."""
-        folder = self.root / "dense" / "0" if method.train is None else self.root / name / "dense"
-        if not folder.exists():
-            model = self.model()
-            self.trainer.train(model, method.train or self.recipe.train, folder)
-            with artefact(folder, model):
-                pass
-        self.trainer.done(folder)
-        model = self.model()
-        load_state(model, read_tensors(folder / WEIGHTS))
-        return model
-
-    def _pruned(self, name: str, method: Method, sparsity: float, folder: Path) -> nn.Module:
-        """A pruned network, with the training that goes with it."""
-        how = self._training(method)
-        if method.sparse is not None:
-            model = self.model()
-            self.trainer.train(model, how, folder, self._sparse(method.sparse, sparsity))
-            return model
-        assert method.prune is not None
-        choice, schedule = _choice(method.prune), method.prune.schedule
-        if schedule != "one-shot":
-            model = self.model() if method.prune.start == "init" else self._dense(name, method)
-            self.trainer.train(model, how, folder, self._gradual(schedule, sparsity, choice))
-            return model
-        model = self._dense(name, method)
-        secateur.prune(model, sparsity, **choice)
-        if method.finetune is not None:
-            self.trainer.train(model, how, folder, lambda m, o, steps: secateur.Pruner(m, o, **choice))
-        return model
-
-    def _gradual(self, asked: Any, sparsity: float, choice: dict[str, Any]) -> Pruned:
-        per_epoch = self.trainer.per_epoch
-        return lambda model, optimizer, steps: secateur.Pruner(
-            model, optimizer, schedule_for(asked, sparsity, steps, per_epoch), **choice
-        )
-
-    def _sparse(self, how: Sparse, sparsity: float) -> Pruned:
-        def made(model: nn.Module, optimizer: Any, steps: int) -> secateur.Pruner:
-            rewire, choice = self._rewire(how, steps), _sparse_choice(how, self.seed)
-            return secateur.Pruner(model, optimizer, schedules.constant(sparsity), rewire=rewire, **choice)
-
-        return made
-
-    def _rewire(self, how: Sparse, steps: int) -> Any:
-        end = max(1, round(how.end * steps))
-        if how.method == "rigl":
-            return secateur.dynamic.rigl(every=how.every, end=end, drop=how.drop)
-        if how.method == "set":
-            return secateur.dynamic.random_growth(every=how.every, end=end, drop=how.drop, seed=self.seed)
-        return None
-
-    def _iteration(
-        self, name: str, train: Training, how: Iterate
-    ) -> tuple[list[float], dict[str, Any], dict[str, Any]]:
-        """What its rounds ask for, the other arguments of `secateur.iterate`, and what to prune."""
-        trainer, choice = self.trainer, _choice(how)
-        del choice["criterion"]
-        more = {
-            "make_optimizer": lambda m: trainer.optimizer(m, train), "make_data": trainer.batches,
-            "train": partial(self._round, self.root / name, train), "evaluate": self.evaluate, "epochs": train.epochs,
-            "retrain_epochs": how.epochs, "rewind": how.rewind, "controls": tuple(how.controls), "seed": self.seed,
-        }  # fmt: skip
-        return _between(self.recipe.sparsities, how), more, choice
-
-    def _iterated(self, name: str, train: Training, how: Iterate) -> Iterator[Cell]:
-        """One run through all sparsities, with rounds between them."""
-        trainer = self.trainer
-        asked, more, choice = self._iteration(name, train, how)
-        rounds = secateur.iterate(self.model(), self.root / name, sparsities=asked, **more, **choice)
-        spent = 0
-        found: dict[str, list[Cell]] = {}
-        for r in rounds:
-            spent += r.how["steps"] // trainer.per_epoch
-            if r.asked in self.recipe.sparsities:
-                found.setdefault(name, []).append(self._of_round(name, how, r, spent))
-                for kind, c in r.controls.items():
-                    epochs = _begun(how.rewind, train.epochs, trainer.per_epoch) + c.how["steps"] // trainer.per_epoch
-                    found.setdefault(kind, []).append(self._of_round(f"{name}, {kind}", how, c, epochs))
-        yield from chain.from_iterable(found.values())
-
-    def _round(self, folder: Path, train: Training, run: Run) -> None:
-        with log(folder / f"{run.what}.jsonl", run.first) as lines:
-            self.trainer.fit(run, train, lines, f"seed {self.seed}: {folder.name}, {run.what}")
-
-    def _of_round(self, name: str, how: Iterate, r: Round, epochs: int) -> Cell:
-        model = self.model()
-        r.load(model)
-        return self._counted(model, name, r.asked, how, r.metrics, epochs)
-
-    def _counted(
-        self,
-        model: nn.Module,
-        name: str,
-        asked: float,
-        way: Choice | Sparse | None,
-        metrics: dict[str, float],
-        epochs: int,
-    ) -> Cell:
-        """A cell with the zeros that are in the model."""
-        include, ignore = (None, None) if way is None else (way.include, way.ignore)
-        report = secateur.inspect(model, include=include, ignore=ignore)
-        layers = {row.name: row.sparsity or 0.0 for row in report.chosen}
-        return Cell(self.seed, name, asked, report.sparsity, metrics, epochs, layers)
-
-
-def _way(method: Method) -> Choice | Sparse:
-    found = method.prune or method.iterate or method.sparse
-    assert found is not None
-    return found
-
-
-def _choice(how: Any) -> dict[str, Any]:
-    fields: dict[str, Any] = how.model_dump(include=set(Choice.model_fields))
-    return fields
-
-
-def _sparse_choice(how: Sparse, seed: int) -> dict[str, Any]:
-    random = secateur.random(seed)
-    return {**how.model_dump(include={"allocation", "include", "ignore"}), "criterion": random}
-
-
-def schedule_for(asked: Any, target: float, steps: int, per_epoch: int) -> schedules.Schedule:
-    """The schedule of a training of so many steps."""
-    if not isinstance(asked, Schedule):
-        return schedules.auto(target, steps)
-    unit = per_epoch if asked.unit == "epochs" else 1
-    begin, end, every = round(asked.begin * unit), round(asked.end * unit), max(1, round(asked.every * unit))
-    if end > steps:
-        raise secateur.BadInput(
-            f"the schedule ends at step {end}, and the training has {steps} steps: the target would not be reached. "
-            f"End it at {steps / unit:g} {asked.unit} or before, or train longer."
-        )
-    more: dict[str, Any] = {"power": asked.power} if asked.kind == "polynomial" else {}
-    make = getattr(schedules, asked.kind)
-    made: schedules.Schedule = make(target, begin=begin, end=end, every=every, initial=asked.initial, **more)
-    return made
-
-
-def _begun(rewind: int | str, epochs: int, per_epoch: int) -> int:
-    """Epochs of the dense round that a control's weights have behind them."""
-    return rewind // per_epoch if isinstance(rewind, int) else 0 if rewind == "init" else epochs
-
-
-def _between(sparsities: list[float], how: Iterate) -> list[float]:
-    """The sparsity of every round, on the original size."""
-    out, before = [], 0.0
-    for s in sparsities:
-        needed = math.ceil(math.log((1 - s) / (1 - before)) / math.log(1 - how.rate) - 1e-9)
-        rounds = needed if how.rounds is None else how.rounds
-        out += [1 - (1 - before) ** (1 - r / rounds) * (1 - s) ** (r / rounds) for r in range(1, rounds)]
-        out.append(s)
-        before = s
-    return out
 
 
 def _export(recipe: Recipe, root: Path) -> None:
@@ -355,13 +194,14 @@ def _export(recipe: Recipe, root: Path) -> None:
     if chosen is None or out.exists():
         return
     seed = recipe.seeds[0] if chosen.seed is None else chosen.seed
-    folder = root / f"seed-{seed}" / chosen.method
-    if recipe.methods[chosen.method].iterate is not None:
+    folder, method = root / f"seed-{seed}" / chosen.method, recipe.methods[chosen.method]
+    if method.iterate is not None:
         rounds = read_rounds(folder)
         source = next(r.folder for r in rounds if r.asked == chosen.sparsity)
     else:
         source = folder / f"{chosen.sparsity:g}"
-    model: Any = resolve(recipe.model)()
+    more = {} if method.dense is None else {"density": density_of(chosen.sparsity)}
+    model: Any = resolve(recipe.model if method.dense is None else method.dense.model)(**more)
     load_state(model, read_tensors(source / WEIGHTS))
     if not hasattr(model, "save_pretrained"):
         with artefact(out, model):

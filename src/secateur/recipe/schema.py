@@ -153,8 +153,18 @@ class Sparse(Strict):
     end: float = Field(default=0.75, gt=0, le=1)
 
 
+class Dense(Strict):
+    """The control that prunes nothing: a dense network of about as many parameters as a pruned one has that are not zero.
+
+    ``model`` is called with ``density=``, one minus the sparsity. It trains from its own start, over the epochs of ``train`` and
+    ``finetune`` together.
+    """
+
+    model: Call
+
+
 class Method(Strict):
-    """A way to each sparsity: ``prune``, ``prune`` and ``finetune``, ``iterate``, or ``sparse``.
+    """A way to each sparsity: ``prune``, ``prune`` and ``finetune``, ``iterate``, ``sparse``, or the control ``dense``.
 
     ``train`` replaces the recipe's training for this method, also that of the dense network it begins with.
     """
@@ -164,13 +174,14 @@ class Method(Strict):
     finetune: Finetune | None = None
     iterate: Iterate | None = None
     sparse: Sparse | None = None
+    dense: Dense | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Method:
-        if sum(way is not None for way in (self.prune, self.iterate, self.sparse)) != 1:
-            raise ValueError("say prune, iterate or sparse, one of the three")
-        if self.finetune is not None and self.prune is None:
-            raise ValueError("finetune goes with prune; iterate and sparse train by themselves")
+        if sum(way is not None for way in (self.prune, self.iterate, self.sparse, self.dense)) != 1:
+            raise ValueError("say prune, iterate, sparse or dense, one of the four")
+        if self.finetune is not None and self.prune is None and self.dense is None:
+            raise ValueError("finetune goes with prune or dense; iterate and sparse train by themselves")
         if self.prune is not None and self.prune.start == "dense":
             if self.prune.schedule == "one-shot" or self.finetune is None:
                 raise ValueError("start: dense is for gradual pruning over the epochs of finetune; say both")
@@ -185,9 +196,17 @@ class Export(Strict):
     seed: int | None = None
 
 
+class Compare(Strict):
+    """What ``secateur compare`` holds the methods against, and by which metric: the first one unless named."""
+
+    baseline: str | None = None
+    metric: str | None = None
+
+
 class Recipe(Strict):
     """A whole experiment: train dense, prune in several ways to several sparsities, compare.
 
+    ``lower_is_better`` names the metrics of which less is better.
     ``threads`` are torch's on the CPU; results are the same to the bit for the same number of them.
     ``quick`` and ``full`` are other forms of it: settings that take the place of those here, by their dotted names.
     """
@@ -202,9 +221,11 @@ class Recipe(Strict):
     data: Call
     model: Call
     evaluate: Call | None = None
+    lower_is_better: list[str] = []
     train: Training
     sparsities: list[float]
     methods: dict[str, Method]
+    compare: Compare | None = None
     export: Export | None = None
     quick: dict[str, Any] = {}
     full: dict[str, Any] = {}
@@ -248,6 +269,21 @@ class Recipe(Strict):
         if not seeds or len(set(seeds)) < len(seeds):
             raise ValueError("seeds are not empty, and none is there twice: it would be counted as a run of its own")
         return [check_seed(seed) for seed in seeds]
+
+    def names(self) -> list[str]:
+        """The methods as they stand in the results, each followed by its controls."""
+        found = []
+        for name, method in self.methods.items():
+            controls = [] if method.iterate is None else method.iterate.controls
+            found += [name, *(f"{name}, {control}" for control in controls)]
+        return found
+
+    @model_validator(mode="after")
+    def _compared(self) -> Recipe:
+        baseline = None if self.compare is None else self.compare.baseline
+        if baseline is not None and baseline not in self.names():
+            raise ValueError(f"compare.baseline is a method of this recipe: {', '.join(self.names())}")
+        return self
 
     @model_validator(mode="after")
     def _exported(self) -> Recipe:

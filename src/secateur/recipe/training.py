@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from secateur.train.pruner import Pruner
 from secateur.train.randomness import get_random, seed_all, set_random
 from secateur.train.rounds import load_state, read_snapshot, write_snapshot
 
+from .measure import Meter, Taken
 from .schema import Call, Regularize, Training
 
 Progress = Callable[[str, int, int], None]
@@ -59,7 +61,7 @@ def resolve(call: Call) -> Callable[..., Any]:
         raise BadInput(
             f"{call.call!r} cannot be found: {e}. It is looked for in the folder you run in, and where Python looks."
         ) from None
-    return lambda *a: function(*a, **call.args)
+    return lambda *a, **more: function(*a, **more, **call.args)
 
 
 def device_of(asked: str) -> torch.device:
@@ -120,10 +122,11 @@ class Trainer:
     def __init__(self, data: Data, seed: int, device: torch.device, progress: Progress) -> None:
         self.data, self.seed, self.device, self.progress = data, seed, device, progress
         self.per_epoch = length_of(data.train(torch.Generator()), "data.train")
+        self.meter = Meter(device)
 
     def batches(self, generator: torch.Generator) -> Any:
         """One epoch, on the device, with a length."""
-        return _Moved(self.data.train(generator), self.device)
+        return _Moved(self.data.train(generator), self.device, self.meter)
 
     def optimizer(self, model: nn.Module, how: Training) -> tuple[Optimizer, LambdaLR]:
         """The optimizer and the learning rate of a training."""
@@ -135,8 +138,11 @@ class Trainer:
         steps = self.per_epoch * how.epochs
         return optimizer, LambdaLR(optimizer, partial(_rate, how.learning_rate, how.warm_up, steps))
 
-    def train(self, model: nn.Module, how: Training, folder: Path, pruned: Pruned | None = None) -> None:
+    def train(self, model: nn.Module, how: Training, folder: Path, pruned: Pruned | None = None) -> Taken:
         """A whole training; its log is beside ``folder``, and so is what it can be taken up from, until `done`.
+
+        Returns:
+            What it took, with what it had taken before it was taken up.
 
         Raises:
             BadTensor: the loss is NaN or infinite, or an update broke a weight; what it can be taken up from is not.
@@ -147,53 +153,57 @@ class Trainer:
         parts: list[Any] = [model, optimizer, rate, *([] if pruner is None else [pruner])]
         kept = _snapshot(folder)
         seed_all(self.seed)  # whatever was trained before in this process: a run that was killed has not trained it
-        first, what = _take_up(kept, parts), f"seed {self.seed}: {folder.parent.name}, {folder.name}"
+        (first, before), what = _take_up(kept, parts), f"seed {self.seed}: {folder.parent.name}, {folder.name}"
 
         def epoch(number: int) -> Any:
             if number * self.per_epoch > first:
                 check_finite(model, f"after epoch {number} of {what}")
                 lines.flush()
-                state = {"step": number * self.per_epoch, "random": get_random()}
+                state = {"step": number * self.per_epoch, "random": get_random(), "taken": vars(self.meter.taken)}
                 write_snapshot(kept, state | {str(i): p.state_dict() for i, p in enumerate(parts)})
             return self.batches(order_of(self.seed, number))
 
         run = Run(model, optimizer, rate, pruner, first, steps, epoch, self.per_epoch)
         try:
             with log(folder.with_name(f"{folder.name}.jsonl"), first) as lines:
-                self.fit(run, how, lines, what)
+                taken = self.fit(run, how, lines, what, before)
             check_finite(model, f"after the last update of {what}")
         finally:
             if pruner is not None:
                 pruner.close()
+        return taken
 
     def done(self, folder: Path) -> None:
         """To be called when the result of a training is on disk: nothing will be taken up any more."""
         _snapshot(folder).unlink(missing_ok=True)
 
-    def fit(self, run: Run, how: Training, lines: Any, what: str) -> None:
+    def fit(self, run: Run, how: Training, lines: Any, what: str, before: Taken | None = None) -> Taken:
         """Makes the updates of a run by the recipe's loop, or by the usual one; writes a line a step."""
-        watch = _Watch(run, lines, what, self.progress)
+        watch, self.meter = _Watch(run, lines, what, self.progress), Meter(self.device, before)
         loss = watch.seen(loss_of if how.loss is None else resolve(how.loss))
-        with watch, _regularized(run, how.regularize):
+        with self.meter, watch, _regularized(run, how.regularize):
             if how.loop is not None:
                 resolve(how.loop)(run)
-                return
-            run.model.train()
-            for step, batch in run.batches():
-                update(loss(run.model, batch), run.model, run.optimizer, run.scheduler, f"{what}, step {step}")
+            else:
+                run.model.train()
+                for step, batch in run.batches():
+                    update(loss(run.model, batch), run.model, run.optimizer, run.scheduler, f"{what}, step {step}")
+        return replace(self.meter.taken, whole=watch.step >= run.last)
 
 
 class _Moved:
-    """Batches that come to the device one by one."""
+    """Batches that come to the device one by one; the first that is trained on is noted."""
 
-    def __init__(self, batches: Any, device: torch.device) -> None:
-        self._batches, self._device = batches, device
+    def __init__(self, batches: Any, device: torch.device, meter: Meter) -> None:
+        self._batches, self._device, self._meter = batches, device, meter
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Any]:
-        return (moved(b, self._device) for b in self._batches)
+        for batch in self._batches:
+            self._meter.note(batch)
+            yield moved(batch, self._device)
 
 
 class _Watch:
@@ -201,7 +211,7 @@ class _Watch:
 
     def __init__(self, run: Run, lines: Any, what: str, progress: Progress) -> None:
         self._run, self._lines, self._what, self._progress = run, lines, what, progress
-        self._step = run.first
+        self.step = run.first
         self._loss: Tensor | None = None
         self._asked: float | None = -1.0
         self._found = 0.0
@@ -223,14 +233,14 @@ class _Watch:
         self._handle.remove()
 
     def _line(self) -> None:
-        self._step += 1
+        self.step += 1
         pruner = self._run.pruner
         if pruner is not None and pruner.asked != self._asked:  # counting the masks takes a while where they are large
             self._asked, self._found = pruner.asked, pruner.sparsity
-        facts = {"step": self._step, "loss": None if self._loss is None else float(self._loss)}
+        facts = {"step": self.step, "loss": None if self._loss is None else float(self._loss)}
         facts |= {"asked": self._found if pruner is None or self._asked is None else self._asked, "found": self._found}
         self._lines.write(json.dumps(facts) + "\n")
-        self._progress(self._what, self._step, self._run.last)
+        self._progress(self._what, self.step, self._run.last)
 
 
 def _regularized(run: Run, how: Regularize | None) -> AbstractContextManager[Any]:
@@ -244,16 +254,16 @@ def _snapshot(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.snapshot.pt")
 
 
-def _take_up(kept: Path, parts: list[Any]) -> int:
-    """The step to go on from: that of a snapshot if a training was killed here, else 0."""
+def _take_up(kept: Path, parts: list[Any]) -> tuple[int, Taken | None]:
+    """The step to go on from, that of a snapshot if a training was killed here, else 0; and what was taken to get there."""
     if not kept.exists():
-        return 0
+        return 0, None
     state = read_snapshot(kept)
     load_state(parts[0], state["0"])
     for i, part in enumerate(parts[1:], 1):
         part.load_state_dict(state[str(i)])
     set_random(state["random"])
-    return int(state["step"])
+    return int(state["step"]), Taken(**state["taken"]) if "taken" in state else None
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 from html import escape
 
 from .report import Report
-from .tables import MOST_ROWS, asked_line, left_line, printable, summary
+from .tables import MOST_ROWS, asked_line, left_line, summary
+from .words import printable
 
 _CELL = "padding:.15em .7em;text-align:right;white-space:nowrap"
 _BAR = "display:inline-block;height:.65em;background:currentColor;opacity:.55;vertical-align:baseline"

@@ -25,6 +25,7 @@ class ReportRow:
         nonfinite: NaN and infinite elements.
         skip: why the tensor was not chosen, or ``None`` if it was.
         goes_with: the tensor whose pruned channels took some of this one's elements along (a bias), or ``None``.
+        units: the numbers of the heads that went, where heads were pruned.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ReportRow:
     aliases: tuple[str, ...] = ()
     skip: str | None = None
     goes_with: str | None = None
+    units: tuple[int, ...] | None = None
 
     @property
     def sparsity(self) -> float | None:

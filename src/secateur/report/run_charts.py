@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -25,21 +26,28 @@ STEEP = 20.0
 """A loss that falls by more than this factor is drawn on a logarithmic axis."""
 
 
-def metric_chart(metric: Metric, styles: dict[str, int], asked: Sequence[float]) -> str:
+def metric_chart(
+    metric: Metric, styles: dict[str, int], asked: Sequence[float], drawn: Literal["line", "shaded"] = "line"
+) -> str:
     """The metric against sparsity, a line a method, dense as a line across."""
 
     def tip(method: str, at: float, value: Interval) -> str:
         return f"{method}, {percent(at)} pruned: {metric.name} {written(value, metric)}"
 
-    series = _series(styles, asked, metric.mean, tip)
+    series = [replace(s, drawn=drawn) for s in series_of(styles, asked, metric.mean, tip)]
     dense = metric.mean(DENSE, 0.0)
     ends = [edge for s in series for m in s.marks for edge in (m.low, m.high)] + ([dense.mean] if dense else [])
+    y = axis_of(metric, ends)
+    reference = (dense.mean, f"dense {dense.mean:.{metric.digits}f}{metric.unit}") if dense else None
+    return line_chart(f"{metric.name} against sparsity", sparsity_axis(asked), y, series, reference)
+
+
+def axis_of(metric: Metric, ends: Sequence[float]) -> Axis:
+    """An axis for a metric that holds so high and so low values."""
     low, high = min(ends), max(ends)
     if metric.unit:  # an interval may leave what per cent can be, the axis does not
         low, high = max(low, 0.0), min(high, 100.0)
-    y = nice_axis("", low, high, lambda v: f"{_number(v)}{metric.unit}")
-    reference = (dense.mean, f"dense {dense.mean:.{metric.digits}f}{metric.unit}") if dense else None
-    return line_chart(f"{metric.name} against sparsity", sparsity_axis(asked), y, series, reference)
+    return nice_axis("", low, high, lambda v: f"{number(v)}{metric.unit}")
 
 
 def difference_chart(metric: Metric, styles: dict[str, int], asked: Sequence[float]) -> str | None:
@@ -51,17 +59,17 @@ def difference_chart(metric: Metric, styles: dict[str, int], asked: Sequence[flo
     def tip(method: str, at: float, value: Interval) -> str:
         return f"{method}, {percent(at)} pruned: {written_difference(value, metric)}{metric.points} against dense"
 
-    series = _series(styles, asked, minus_dense, tip)
+    series = series_of(styles, asked, minus_dense, tip)
     if not series:
         return None
     best = [(m, a) for a in asked for m in metric.ranked(list(styles), a)[:2]]
     whole = [m for s in series for m in s.marks if (s.label, m.x) in best]
     low, high = min([0.0, *(m.low for m in whole)]), max([0.0, *(m.high for m in whole)])
-    y = nice_axis("", low, high, _number)
+    y = nice_axis("", low, high, number)
     return line_chart(f"{metric.name} minus dense", sparsity_axis(asked), y, series, (0.0, "dense"))
 
 
-def _series(
+def series_of(
     styles: dict[str, int],
     asked: Sequence[float],
     value: Callable[[str, float], Interval | None],
@@ -103,7 +111,7 @@ def loss_chart(method: str, logs: Sequence[Log]) -> str | None:
         return None
     values = [m.y for s in series for m in s.marks]
     low, high = min(values), max(values)
-    y = log_axis("", low, high) if low > 0 and high / low > STEEP else nice_axis("", low, high, _number)
+    y = log_axis("", low, high) if low > 0 and high / low > STEEP else nice_axis("", low, high, number)
     return line_chart(f"{method}: training loss over steps", _step_axis(series), y, series)
 
 
@@ -177,10 +185,10 @@ def _step_axis(series: Sequence[Series]) -> Axis:
     return nice_axis("steps", 0.0, last, lambda v: f"{v / 1000:g}k" if v and last >= 10_000 else f"{v:g}")
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """A tick of an axis.
 
-    >>> _number(0.1 + 0.2), _number(-2.0).replace(MINUS, "-"), _number(1e5)
+    >>> number(0.1 + 0.2), number(-2.0).replace(MINUS, "-"), number(1e5)
     ('0.3', '-2', '100,000')
     """
     return f"{round(value, 10) + 0.0:,.6g}".replace("-", MINUS)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from secateur.evaluate.statistics import Interval, interval
 
-from .tables import printable
+from .words import printable
 
+Name = TypeVar("Name")
 DENSE = "dense"
 """The method of the network that was not pruned; its cells ask for 0."""
 
@@ -24,6 +26,15 @@ class Cell:
         metrics: name to value; the first is the headline one.
         epochs: epochs of training that were spent on it, the dense network's included.
         layers: name of each chosen tensor to its sparsity, in the order of the model; may be empty.
+        parameters, nonzero: all parameters of this network, biases and norms too, and those that are not zero.
+        flops, effective_flops: those of one example, all and without the products with a zero weight (`secateur.count_flops`).
+        begins: digests of what it began with: ``"init"``, the weights as they were initialised; ``"dense"``, those of the
+            trained dense network; ``"batch"``, the first batch of its training.
+        control: ``"random"`` or ``"small dense"`` for what others are held against, else nothing.
+        whole: whether every update that was asked for was made before it was scored, once, at the end.
+        recipe: digest of the settings that cells must share to be compared: data, network, evaluation, training.
+
+    What a run of an older version did not record is ``None`` or empty.
     """
 
     seed: int
@@ -33,6 +44,42 @@ class Cell:
     metrics: Mapping[str, float]
     epochs: float
     layers: Mapping[str, float] = field(default_factory=dict)
+    parameters: int | None = None
+    nonzero: int | None = None
+    flops: int | None = None
+    effective_flops: int | None = None
+    begins: Mapping[str, str] = field(default_factory=dict)
+    control: str = ""
+    whole: bool | None = None
+    recipe: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a cell took on the machine that made it.
+
+    Attributes:
+        seed, method, asked: which cell.
+        dense, pruning, training: seconds: the training of the dense network it began with, the pruning in one shot, and its
+            own training, in which every other pruning lies.
+        peak: the most memory, in bytes, while it was pruned and trained: what tensors held on a GPU, otherwise what the process
+            held; ``None`` where the system does not tell.
+        jobs: processes that were at work beside each other.
+    """
+
+    seed: int
+    method: str
+    asked: float
+    dense: float
+    pruning: float
+    training: float
+    peak: int | None
+    jobs: int
+
+    @property
+    def seconds(self) -> float:
+        """All there is."""
+        return self.dense + self.pruning + self.training
 
 
 @dataclass(frozen=True)
@@ -150,13 +197,22 @@ def sparsities(run: RunFacts) -> list[float]:
     return sorted({c.asked for c in run.cells if c.method != DENSE})
 
 
-def in_order(names: Iterable[str]) -> list[str]:
+def in_order(names: Iterable[Name]) -> list[Name]:
     """Each name once, where it comes first.
 
     >>> in_order(["b", "a", "b"])
     ['b', 'a']
     """
     return list(dict.fromkeys(names))
+
+
+def most(*peaks: int | None) -> int | None:
+    """The largest of those that are known.
+
+    >>> most(None, 3, 2), most(None)
+    (3, None)
+    """
+    return max((p for p in peaks if p is not None), default=None)
 
 
 def safe(run: RunFacts) -> RunFacts:

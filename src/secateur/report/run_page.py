@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from secateur.evaluate.statistics import Interval, interval
 
 from . import run_charts as charts
+from .pages import filled
 from .run_facts import DENSE, Cell, Log, Metric, RunFacts, in_order, methods, metrics, safe, sparsities
 from .run_findings import find_best, headline, percent, sentence, written, written_difference
 from .tables import MOST_ROWS
@@ -38,18 +38,14 @@ def render(run: RunFacts) -> str:
         >>> "accuracy 97.50%, 0.50 points below dense; one seed tells no difference apart." in page
         True
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # for those who run recipes
-
     run = safe(run)
     every = metrics(run)
     first = every[0] if every else None
     best = find_best(run, first) if first else []
     styles = {m: i for i, m in enumerate(methods(run))}
     asked = sparsities(run)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("run_page.html.j2").render(
+    return filled(
+        "run_page.html.j2",
         run=run,
         metric=first,
         seeds=in_order(str(c.seed) for c in run.cells),

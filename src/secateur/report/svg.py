@@ -18,6 +18,8 @@ STYLES = 8
 """Styles that differ in colour, in the shape of their marks and in their dashes; the last is the grey one."""
 LETTER = 7.4
 """Pixels a letter of a label takes, on the wide side."""
+BOLD = 8.4
+"""Pixels a letter takes beside a line, where it is bold."""
 LONGEST = 22
 """Letters of a label; longer ones are cut, and told whole when pointed at."""
 
@@ -41,14 +43,14 @@ class Mark:
 class Series:
     """A line: ``style`` numbers its colour, shape and dashes, ``label`` stands at its end.
 
-    ``drawn`` is how: a ``"line"`` with marks and error bars, one that is ``"bare"``, or a wide pale ``"band"`` for others
-    to lie on, without a label.
+    ``drawn`` is how: a ``"line"`` with marks and error bars, one whose errors are ``"shaded"``, one that is ``"bare"``, or a wide
+    pale ``"band"`` for others to lie on, without a label.
     """
 
     label: str
     style: int
     marks: list[Mark]
-    drawn: Literal["line", "bare", "band"] = "line"
+    drawn: Literal["line", "shaded", "bare", "band"] = "line"
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,11 @@ def line_chart(
     for i, s in enumerate(series):
         shift = (i - (len(series) - 1) / 2) * DODGE if s.drawn == "line" else 0.0
         runs = _runs(s.marks, x, y, (LEFT + shift, right + shift), bottom)
-        parts += [f'<polyline class="{s.drawn} {css(s.style)}" points="{_points(run)}"/>' for run in runs]
-        if s.drawn == "line":
+        if s.drawn == "shaded":
+            parts.append(_area(s, x, y, right, bottom))
+        kind = "line" if s.drawn == "shaded" else s.drawn
+        parts += [f'<polyline class="{kind} {css(s.style)}" points="{_points(run)}"/>' for run in runs]
+        if kind == "line":
             parts += [_dot(s.style, m, x.at(m.x, LEFT, right) + shift, y, bottom) for m in s.marks if y.holds(m.y)]
         if s.drawn != "band" and runs:
             left |= {runs[-1][-1]} if not y.holds(s.marks[-1].y) else set()
@@ -205,17 +210,17 @@ def _grid(x: Axis, y: Axis, right: float, bottom: float) -> str:
     for value, label in y.ticks:
         at = y.at(value, bottom, TOP)
         parts.append(_segment("grid", LEFT, at, right, at))
-        parts.append(_text(label, LEFT - 7, at + 4, "end"))
+        parts.append(text(label, LEFT - 7, at + 4, "end"))
     free = math.inf
     for value, label in reversed(x.ticks):
         at = x.at(value, LEFT, right)
         parts.append(_segment("axis", at, bottom, at, bottom + 5))
         half = LETTER * len(label) / 2
         if at + half <= free:
-            parts.append(_text(label, at, bottom + 18, "middle"))
+            parts.append(text(label, at, bottom + 18, "middle"))
             free = at - half - 4
     parts.append(_segment("axis", LEFT, bottom, right, bottom))
-    parts.append(_text(x.title, (LEFT + right) / 2, bottom + 37, "middle title"))
+    parts.append(text(x.title, (LEFT + right) / 2, bottom + 37, "middle title"))
     return "".join(parts)
 
 
@@ -251,6 +256,13 @@ def _points(places: Sequence[Place]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
 
 
+def _area(s: Series, x: Axis, y: Axis, right: float, bottom: float) -> str:
+    """What lies between the ends of the errors, as far as the axis goes."""
+    above = [(x.at(m.x, LEFT, right), y.at(m.high, bottom, TOP)) for m in s.marks]
+    below = [(x.at(m.x, LEFT, right), y.at(m.low, bottom, TOP)) for m in reversed(s.marks)]
+    return f'<polygon class="area {css(s.style)}" points="{_points([*above, *below])}"/>'
+
+
 def _dot(style: int, m: Mark, x: float, y: Axis, bottom: float) -> str:
     bar = _segment(f"bar {css(style)}", x, y.at(m.low, bottom, TOP), x, y.at(m.high, bottom, TOP))
     return f"<g><title>{escape(m.tip)}</title>{bar}{mark(style, x, y.at(m.y, bottom, TOP))}</g>"
@@ -258,19 +270,20 @@ def _dot(style: int, m: Mark, x: float, y: Axis, bottom: float) -> str:
 
 def _room(labels: Sequence[str]) -> float:
     """Pixels that the labels at the ends of the lines need."""
-    return 14 + LETTER * min(LONGEST, max(map(len, labels), default=0))
+    return 14 + BOLD * min(LONGEST, max(map(len, labels), default=0))
 
 
 def _label(label: str, style: str, end: tuple[float, float], at: tuple[float, float]) -> str:
     line = _segment("leader", end[0] + 5, end[1], at[0] - 2, at[1])
     if len(label) <= LONGEST:
-        return line + _text(label, at[0], at[1] + 4, style)
-    return f"<g><title>{escape(label)}</title>{line}{_text(label[: LONGEST - 1] + '…', at[0], at[1] + 4, style)}</g>"
+        return line + text(label, at[0], at[1] + 4, style)
+    return f"<g><title>{escape(label)}</title>{line}{text(label[: LONGEST - 1] + '…', at[0], at[1] + 4, style)}</g>"
 
 
 def _segment(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
     return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _text(text: str, x: float, y: float, style: str) -> str:
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
+def text(words: str, x: float, y: float, style: str) -> str:
+    """Words at a place, escaped."""
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(words)}</text>'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -14,6 +14,7 @@ from rich.text import Text
 from secateur.core.plan import Plan
 
 from .report import Report
+from .words import printable
 
 MOST_ROWS = 200
 
@@ -92,15 +93,6 @@ def skipped_line(reasons: Sequence[str]) -> str:
     return "left alone: " + ", ".join(f"{reason} ({n})" for reason, n in counts.most_common()) if counts else ""
 
 
-def printable(text: str) -> str:
-    r"""Text with control characters escaped: names come from untrusted files and end up in a terminal.
-
-    >>> printable("a\x1b]0;b")
-    'a\\x1b]0;b'
-    """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def _table(rows: Sequence[tuple[str, tuple[int, ...], str, int | None, int, float | None, int]], verb: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, justify in (("tensor", "left"), ("shape", "right"), ("role", "left"), (verb, "right"), ("of", "right"),
@@ -121,7 +113,12 @@ def _table(rows: Sequence[tuple[str, tuple[int, ...], str, int | None, int, floa
 
 def as_text(report: Report, width: int = 120) -> str:
     """The report as plain text."""
+    return printed(renderables(report), width)
+
+
+def printed(parts: Iterable[RenderableType], width: int = 120) -> str:
+    """Parts as plain text, one below the other."""
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, highlight=False)
-    for part in renderables(report):
+    for part in parts:
         console.print(part)
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined]

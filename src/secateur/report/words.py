@@ -35,3 +35,21 @@ def join(words: Sequence[str]) -> str:
     if len(words) < 2:
         return "".join(words)
     return ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def counted(n: int, what: str) -> str:
+    """So many of something.
+
+    >>> counted(1, "seed"), counted(3, "seed")
+    ('1 seed', '3 seeds')
+    """
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
+def printable(text: str) -> str:
+    r"""Text with control characters escaped: names come from untrusted files and end up in a terminal.
+
+    >>> printable("a\x1b]0;b")
+    'a\\x1b]0;b'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -19,7 +19,7 @@ from secateur.core.select import identity
 from secateur.core.types import Align, Part, Spec
 from secateur.errors import BadInput, NothingChosen
 
-from . import checks, names, roles
+from . import attention, checks, names, roles
 from .checks import Entry
 from .names import Held, Stored
 from .roles import Fit, Owner
@@ -196,7 +196,13 @@ def _entries(
         spec = _spec([found[i] for i in group], fits, chosen, firsts, order, single)
         sources = [held[stored[i].name] for i in group if stored[i].name in held]
         out.append(_entry(spec, found[group[0]].tensor, sources, shapes))
-    return sorted(out, key=lambda e: e.spec.name)
+    return _placed(sorted(out, key=lambda e: e.spec.name))
+
+
+def _placed(entries: list[Entry]) -> list[Entry]:
+    """The entries, those of projections of attention with their place in its layer."""
+    found = attention.places([e.spec for e in entries])
+    return [e._replace(spec=replace(e.spec, attention=found.get(e.spec.name))) for e in entries] if found else entries
 
 
 def _entry(spec: Spec, tensor: Tensor, sources: Sequence[Held], shapes: Mapping[str, tuple[int, ...]]) -> Entry:

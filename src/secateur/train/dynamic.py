@@ -1,13 +1,16 @@
-"""Sparse from the start: networks that are sparse before their first update, and whose masks move at a constant count.
+"""Masks that move through training: what ``rewire=`` of a `secateur.Pruner` takes.
 
-A `secateur.Pruner` with a constant schedule and ``rewire=None`` trains one fixed mask (static sparse training). With one of
-the values here it drops the smallest live weights of every tensor now and then, and grows as many elsewhere: by the largest
-gradients (`rigl`) or at random (`random_growth`, the field's SET). New weights begin at zero, and so does what the optimizer
-remembers of them; a live weight may therefore be zero, and the mask alone says what lives.
+Sparse from the start: a constant schedule and ``rewire=None`` train one fixed mask (static sparse training). With `rigl` or
+`random_growth` the smallest live weights of every tensor are dropped now and then, and as many are grown elsewhere: by the
+largest gradients (`rigl`) or at random (`random_growth`, the field's SET). New weights begin at zero, and so does what the
+optimizer remembers of them; a live weight may therefore be zero, and the mask alone says what lives.
 
 Both drop the share ``f(t) = drop / 2 * (1 + cos(pi * t / end))`` of the live weights of each tensor, at updates ``every``,
 ``2 * every``, ... before ``end`` (Evci et al., arXiv:1911.11134). Of equal magnitudes, gradients or draws the one at the lower
 flat index goes, or comes; the official code adds noise instead.
+
+Movement pruning goes by scores that it gathers, and gives weights back: `movement` under a rising schedule, `soft_movement`
+under a threshold. Both are documented in `secateur.train.movement`.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,13 +29,17 @@ from secateur.core.allocate import prune_count
 from secateur.core.bits import pack
 from secateur.core.criteria import random
 from secateur.core.keys import FORMATS, magnitude_key
-from secateur.core.patterns import Pattern, Unstructured
+from secateur.core.make import Request
+from secateur.core.patterns import Unstructured
 from secateur.core.rewire import rewire
 from secateur.core.schedules import OneShot, check_count, check_step
 from secateur.core.types import Spec
-from secateur.errors import BadInput, BadTensor, NotDefined
+from secateur.errors import BadInput, NotDefined
 
-from .held import Held
+from .held import Held, refuse_not_finite
+from .movement import Movement, check_movement
+from .movement import movement as movement
+from .movement import soft_movement as soft_movement
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,6 @@ class _Rewiring:
     every: int
     end: int
     drop: float
-
-    by_gradient: ClassVar[bool]
-    """Whether growth looks at the gradients of weights that do not live, in place of an update."""
 
     def __post_init__(self) -> None:
         check_count(self.every, "every")
@@ -69,7 +73,9 @@ class _Rewiring:
 class RigL(_Rewiring):
     """See `rigl`."""
 
-    by_gradient = True
+    def looks(self, step: int) -> bool:
+        """Whether update ``step`` looks at the gradients of weights that do not live."""
+        return self.due(step)
 
     def keys(self, held: Held, spec: Spec, step: int) -> Tensor | None:
         """Keys of growth, 1 or more, the lowest first; ``None`` for a tensor that got no gradient."""
@@ -86,11 +92,13 @@ class SET(_Rewiring):
 
     seed: int = 0
 
-    by_gradient = False
-
     def __post_init__(self) -> None:
         super().__post_init__()
         random(self.seed)
+
+    def looks(self, step: int) -> bool:
+        """It never does."""
+        return False
 
     def keys(self, held: Held, spec: Spec, step: int) -> Tensor | None:
         """Keys of growth: an integer hash of (seed, name, step, index)."""
@@ -99,7 +107,7 @@ class SET(_Rewiring):
         return hashed.to(torch.int64) + (1 << 31) + 1
 
 
-Rewiring = RigL | SET
+Rewiring = RigL | SET | Movement
 
 
 def rigl(*, every: int = 100, end: int, drop: float = 0.3) -> RigL:
@@ -163,24 +171,29 @@ def random_growth(*, every: int = 100, end: int, drop: float = 0.3, seed: int = 
     return SET(every, end, drop, seed)
 
 
-def check_rewiring(how: Any, schedule: Any, pattern: Pattern, regrow: bool, grad_mask: bool) -> None:
+def check_rewiring(how: Any, schedule: Any, asked: Request, regrow: bool, grad_mask: bool) -> None:
     """Refuses what rewiring has no meaning with.
 
     Raises:
-        BadInput: not a value of `rigl` or `random_growth`.
-        NotDefined: a schedule other than a constant one above 0, another pattern, ``regrow``, or ``grad_mask=False``.
+        BadInput: not a value of one of the functions here; see also `check_movement`.
+        NotDefined: another pattern, ``regrow``, or ``grad_mask=False``; with `rigl` and `random_growth` a schedule other than
+            a constant one above 0; with the others what `check_movement` refuses.
     """
     if how is None:
         return
-    if not isinstance(how, RigL | SET):
-        raise BadInput(f"rewire is dynamic.rigl(...), dynamic.random_growth(...) or None; got {how!r}.")
-    if not (isinstance(schedule, OneShot) and schedule.at == 0 and schedule.target > 0):
+    if not isinstance(how, Rewiring):
+        raise BadInput(
+            f"rewire is dynamic.rigl(...), random_growth(...), movement(...), soft_movement(...) or None; got {how!r}."
+        )
+    if not isinstance(asked.pattern, Unstructured):
+        raise NotDefined(f"rewire drops and grows single weights: it is not defined with the pattern {asked.pattern}.")
+    if isinstance(how, Movement):
+        check_movement(how, schedule, asked)
+    elif not (isinstance(schedule, OneShot) and schedule.at == 0 and schedule.target > 0):
         raise NotDefined(
             "rewire moves masks at a constant sparsity above 0: give schedule=schedules.constant(sparsity), not "
             f"{schedule!r}."
         )
-    if not isinstance(pattern, Unstructured):
-        raise NotDefined(f"rewire drops and grows single weights: it is not defined with the pattern {pattern}.")
     if regrow:
         raise NotDefined("rewire says what grows and when: leave regrow=True out.")
     if not grad_mask:
@@ -188,7 +201,7 @@ def check_rewiring(how: Any, schedule: Any, pattern: Pattern, regrow: bool, grad
 
 
 @torch.no_grad()
-def move_masks(held: Held, specs: Iterable[Spec], how: Rewiring, step: int, optimizers: Sequence[Optimizer]) -> None:
+def move_masks(held: Held, specs: Iterable[Spec], how: RigL | SET, step: int, optimizers: Sequence[Optimizer]) -> None:
     """Drops and grows in every tensor as is due at a step.
 
     Raises:
@@ -208,10 +221,5 @@ def move_masks(held: Held, specs: Iterable[Spec], how: Rewiring, step: int, opti
 
 def _finite_keys(t: Tensor, what: str, step: int) -> Tensor:
     """The magnitude keys of a tensor, flat."""
-    bad = t.numel() - int(torch.isfinite(t).sum())
-    if bad:
-        raise BadTensor(
-            f"at step {step}: {what} holds {bad} NaN or infinite value{'s' if bad != 1 else ''}, which have no magnitude to "
-            "compare. The masks are as they were: go back to the last good checkpoint, or skip this batch."
-        )
+    refuse_not_finite(t, what, step)
     return magnitude_key(t.detach()).reshape(-1)

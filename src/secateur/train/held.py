@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.core.bits import count_kept, keep_, live_bits, pack, unpack
+from secateur.core.heads import Head
+from secateur.core.patterns import Channel
 from secateur.core.plan import Plan
 from secateur.core.types import Spec
+from secateur.core.write import write_rows
 from secateur.errors import BadTensor, PlanMismatch
 from secateur.stores.memory import MemoryStore
 
@@ -93,13 +96,18 @@ class Held:
 
     @torch.no_grad()
     def swap(self, masks: Mapping[str, Tensor], optimizers: Sequence[Optimizer]) -> None:
-        """Takes other masks, packed, for tensors that have one. What does not live in both is zeroed, and its state too."""
-        masked = self._masked({name: self.bits[name] & bits for name, bits in masks.items()})
+        """Takes other masks, packed. What does not live both before and after is zeroed, and its gradient and state too."""
+        masked = self._masked({name: bits & self.bits.get(name, bits) for name, bits in masks.items()})
         for parameter, bits in masked:
             keep_(parameter, bits)
             _zero_gradient(parameter, bits)
         mask_state(optimizers, masked, self._state_keys)
         self.bits.update(masks)
+
+    def carry_out(self, made: Plan) -> None:
+        """Writes the zeros of a plan."""
+        store = self._store
+        write_rows(made, store.parts, store.sum, lambda n: list(store.parts(self._specs[n], "whole")), store.write)
 
     @torch.no_grad()
     def zero_weights(self) -> None:
@@ -150,6 +158,21 @@ def _zero_gradient(parameter: nn.Parameter | Tensor, bits: Tensor) -> None:
             "(nn.Embedding(sparse=False)), or leave the tensor out with ignore=."
         )
     keep_(parameter.grad, bits)
+
+
+def refuse_not_finite(t: Tensor, what: str, step: int) -> None:
+    """Raises for values that are NaN or infinite; ``what`` names the tensor."""
+    bad = t.numel() - int(torch.isfinite(t).sum())
+    if bad:
+        raise BadTensor(
+            f"at step {step}: {what} holds {bad} NaN or infinite value{'s' if bad != 1 else ''}, which cannot be compared. The "
+            "masks are as they were: go back to the last good checkpoint, or skip this batch."
+        )
+
+
+def followers_of(made: Plan) -> list[str]:
+    """Names of the tensors whose slices go along with the units of a plan."""
+    return [m.name for row in made.chosen for m in row.followers] if isinstance(made.pattern, Channel | Head) else []
 
 
 def emptied(made: Plan, held: Held) -> str:

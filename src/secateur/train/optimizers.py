@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.core.bits import keep_
-from secateur.errors import BadInput, NotDefined
+from secateur.errors import BadInput, NotDefined, SecateurWarning
 
 ELEMENTWISE = (
     "SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Adafactor", "Adamax", "Rprop",
@@ -22,6 +23,10 @@ STATE_KEYS = frozenset({
     "prev", "ax", "variance",
 })  # fmt: skip
 """State that belongs to single weights. Shape alone proves nothing: the preconditioner of a square weight has its shape."""
+
+
+PATIENCE = 100
+"""Backward passes without a step after which a loop is warned."""
 
 
 def bare(optimizer: Any) -> Optimizer:
@@ -89,6 +94,19 @@ def with_loss(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any,
     if named:
         return args, {**kwargs, "closure": lambda: loss}
     return (args[0], lambda: loss, *args[2:]), kwargs
+
+
+def warn_of_waiting(passes: int, attached: bool) -> None:
+    """Warns a loop that has made so many backward passes since the last step that was counted."""
+    if passes == PATIENCE:
+        what = (
+            "attach the optimizer whose steps are made"
+            if attached
+            else "call pruner.step() after optimizer.step(), or give the Pruner the optimizer"
+        )
+        warnings.warn(
+            f"{PATIENCE} backward passes and no step: {what}. Until then nothing more is pruned.", SecateurWarning, 3
+        )
 
 
 def drop_gradients(optimizer: Optimizer) -> None:

@@ -13,26 +13,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.core.criteria import Criterion
+from secateur.core.heads import Head
 from secateur.core.make import Request, eligible, make
 from secateur.core.patterns import Channel, Pattern
 from secateur.core.plan import Plan
 from secateur.core.schedules import Schedule
 from secateur.core.spelling import Allocation
 from secateur.core.types import Spec
-from secateur.core.write import write_rows
 from secateur.errors import BadInput, NotDefined, PlanMismatch, SecateurError, SecateurWarning
 from secateur.stores.base import choose, matches
 from secateur.stores.memory import MemoryStore
 
-from .dynamic import Rewiring, check_rewiring, move_masks
-from .held import Held, emptied
-from .optimizers import STATE_KEYS, bare, check_holds, drop_gradients, mixes, skipped, with_loss
+from .dynamic import SET, Rewiring, RigL, check_rewiring, move_masks
+from .held import Held, emptied, followers_of
+from .movement import Movement
+from .optimizers import STATE_KEYS, bare, check_holds, drop_gradients, mixes, skipped, warn_of_waiting, with_loss
 from .parameters import check_dtypes, check_schedule, trainable
+from .scores import Memory, restored
 from .state import check_state
-
-PATIENCE = 100
-"""Backward passes without a step after which a loop is warned."""
-STEP_BY_HAND = "call pruner.step() after optimizer.step(), or give the Pruner the optimizer"
 
 Filter = str | Sequence[str] | None
 
@@ -59,8 +57,8 @@ class Pruner:
         grad_mask: mask gradients; ``False`` for methods that look at the gradients of pruned weights. The weights are then
             masked after every step.
         state_keys: names of further optimizer state that belongs to single weights.
-        rewire: move the masks at a constant sparsity, by `secateur.dynamic.rigl` or ``random_growth``; for one attached
-            optimizer, ``schedules.constant`` and single weights.
+        rewire: let masks move, by one of `secateur.dynamic`: at a constant sparsity (``rigl``, ``random_growth``), under a
+            schedule (``movement``) or without one (``soft_movement``). For one attached optimizer and single weights.
 
     Raises:
         BadInput, NothingChosen, NotDefined: as `secateur.prune`; a schedule that ends below what is zero already; an
@@ -107,16 +105,17 @@ class Pruner:
             Request.of, criterion=criterion, allocation=allocation, pattern=pattern, max_sparsity=max_sparsity,
             min_keep=min_keep, on_the_way=True,
         )  # fmt: skip
-        self._pattern = self._ask(0.0).pattern
-        check_rewiring(rewire, schedule, self._pattern, regrow, grad_mask)
-        self._rewire = rewire
+        asked = self._ask(0.0)
+        check_rewiring(rewire, schedule, asked, regrow, grad_mask)
+        self._pattern, self._rewire = asked.pattern, rewire
         self._roles = roles
         self._store = MemoryStore(model, roles=roles)
-        self._specs = trainable(self._choice(include, ignore), self._store, schedule is None)
+        self._specs = trainable(self._choice(include, ignore), self._store, schedule is None and rewire is None)
         self._store.check(self._specs)
-        if rewire is None:
+        if rewire is None or isinstance(rewire, Movement):
             check_schedule(schedule, self._specs, self._store, self._ask, regrow)
         self._held = Held(model, self._store, STATE_KEYS | set(state_keys))
+        self._memory = Memory(rewire, self._chosen, self._held) if isinstance(rewire, Movement) else None
         self._steps, self._waiting, self._value = 0, 0, 0.0
         self._optimizers: list[Optimizer] = []
         self._foreign: list[Optimizer] = []
@@ -168,7 +167,11 @@ class Pruner:
     def plan(self, sparsity: float) -> Plan:
         """What would be pruned at a sparsity, as data; nothing is touched."""
         check_dtypes(self._specs, self._store)
-        return make(self._specs, self._store.parts, self._ask(sparsity), matches, self._store.sum)
+        memory = self._memory
+        if memory is None:
+            return make(self._specs, self._store.parts, self._ask(sparsity), matches, self._store.sum)
+        with memory.gathered(self._held):
+            return make(self._specs, memory.parts, self._ask(sparsity, criterion=memory.movement), matches)
 
     # What happens
 
@@ -190,7 +193,7 @@ class Pruner:
         self._optimizers.append(inner)
         self._handles.append(inner.register_step_post_hook(self._stepped))
         self._handles.append(inner.register_load_state_dict_post_hook(self._loaded))
-        if self._rewire is not None and self._rewire.by_gradient:
+        if self._rewire is not None:
             self._handles.append(inner.register_step_pre_hook(self._before_step))
         self._held.zero_rest([inner], self._grad_mask)
 
@@ -200,8 +203,14 @@ class Pruner:
         Raises:
             PlanMismatch: a mask of no tensor here, of another shape, or of one that is not chosen (the bias of a channel may
                 go along). Nothing has been touched.
+            NotDefined: movement pruning, whose scores make the masks.
         """
-        along = isinstance(self._pattern, Channel)
+        if self._memory is not None:
+            raise NotDefined("movement pruning makes its masks by its scores: load a whole state instead.")
+        self._take(masks)
+
+    def _take(self, masks: Mapping[str, Tensor]) -> None:
+        along = isinstance(self._pattern, Channel | Head)
         self._held.bits = self._held.checked(masks, None if along else {s.name for s in self._chosen})
         self._held.zero_weights()
         self._held.zero_rest(self._optimizers, self._grad_mask)
@@ -225,21 +234,25 @@ class Pruner:
             handle.remove()
         self._handles.clear()
         self._optimizers.clear()
+        self._memory = None
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An update that grows by gradient: its gradients say where, and move nothing."""
-        how = self._grows_by_gradient()
-        if how is None or skipped(optimizer):
+        """An update that looks at dense gradients: they say where RigL grows, and move nothing; or they move the scores."""
+        how = self._rewire
+        if not self._looks() or skipped(optimizer):
             return None
         given = with_loss(args, kwargs)
-        move_masks(self._held, self._chosen, how, self._steps + 1, [optimizer])
-        drop_gradients(optimizer)  # its step then moves nothing
+        if self._memory is not None:
+            self._memory.score(self._held, self._steps, optimizer)
+            self._held.zero_rest([], gradients=True)
+        elif isinstance(how, RigL):
+            move_masks(self._held, self._chosen, how, self._steps + 1, [optimizer])
+            drop_gradients(optimizer)  # its step then moves nothing
         return given
 
-    def _grows_by_gradient(self) -> Rewiring | None:
-        """What the next update is made by, if it grows by gradient."""
-        how = self._rewire if self._optimizers else None
-        return how if how is not None and how.by_gradient and how.due(self._steps + 1) else None
+    def _looks(self) -> bool:
+        """Whether the next update looks at the gradients of weights that do not live."""
+        return self._rewire is not None and bool(self._optimizers) and self._rewire.looks(self._steps + 1)
 
     def _loaded(self, optimizer: Optimizer) -> None:
         self._foreign.append(optimizer)
@@ -260,16 +273,20 @@ class Pruner:
         self._steps += 1
         self._waiting = 0
         value = self._value_at(self._steps)
-        if value != self._value:
-            self._change(value)
-        elif again:
+        if again:
             self._held.zero_weights()
-        how = self._rewire
-        if how is not None and not how.by_gradient and how.due(self._steps):
-            move_masks(self._held, self._chosen, how, self._steps, self._optimizers)
+        if self._memory is not None:
+            change = self._value, value
+            self._memory = self._memory.advance(self._held, self._steps, change, self._planned, self._optimizers)
+            self._value = value
+        elif value != self._value:
+            self._change(value)
+        if isinstance(self._rewire, SET) and self._rewire.due(self._steps):
+            move_masks(self._held, self._chosen, self._rewire, self._steps, self._optimizers)
 
     def _value_at(self, step: int) -> float:
-        return 0.0 if self._schedule is None else self._schedule(step)
+        at = min(step, self._rewire.end) if isinstance(self._rewire, Movement) else step
+        return 0.0 if self._schedule is None else self._schedule(at)
 
     @torch.no_grad()
     def _change(self, value: float) -> None:
@@ -279,22 +296,18 @@ class Pruner:
             self._held.bits.clear()  # what is zero now is not held: it may grow again
             self._value = value
             return
-        try:
-            made = self.plan(value)
-        except SecateurError as e:
-            raise type(e)(f"at step {self._steps}: {e}") from e
-        whole = {s.name: s for s in self._store.specs()}
-        store = self._store
-        write_rows(made, store.parts, store.sum, lambda n: list(store.parts(whole[n], "whole")), store.write)
+        made = self._planned(value)
+        self._held.carry_out(made)
         self._value = value
         if text := emptied(made, self._held):
             warnings.warn(f"at step {self._steps}: {text}", SecateurWarning, stacklevel=2)
-        self._hold_zeros(self._followers(made))
+        self._hold_zeros(followers_of(made))
 
-    def _followers(self, made: Plan) -> list[str]:
-        if not isinstance(made.pattern, Channel):
-            return []
-        return [m.name for row in made.chosen for m in row.followers]
+    def _planned(self, value: float) -> Plan:
+        try:
+            return self.plan(value)
+        except SecateurError as e:
+            raise type(e)(f"at step {self._steps}: {e}") from e
 
     def _hold_zeros(self, followers: Sequence[str] = ()) -> None:
         self._held.take_zeros((*self._chosen, *(self._held.spec(n) for n in followers)), pruned=self._value > 0)
@@ -302,7 +315,7 @@ class Pruner:
 
     def _hook_gradients(self) -> None:
         for name, parameters in self._held.parameters.items():
-            if name in {s.name for s in self._chosen} or isinstance(self._pattern, Channel):
+            if name in {s.name for s in self._chosen} or isinstance(self._pattern, Channel | Head):
                 for p in parameters:
                     if p.requires_grad:
                         self._handles.append(p.register_post_accumulate_grad_hook(self._accumulated(name)))
@@ -311,23 +324,13 @@ class Pruner:
         first = name == self._chosen[0].name
 
         def mask(parameter: Tensor) -> None:
-            if first and self._schedule is not None:
-                self._wait()
-            if self._grad_mask and self._grows_by_gradient() is None:
+            if first and not (self._schedule is None and self._rewire is None):
+                self._waiting += 1
+                warn_of_waiting(self._waiting, bool(self._optimizers))
+            if self._grad_mask and not self._looks():
                 self._held.zero_gradient(name, parameter)
 
         return mask
-
-    def _wait(self) -> None:
-        self._waiting += 1
-        if self._waiting == PATIENCE:
-            warnings.warn(
-                f"{PATIENCE} backward passes and no step: "
-                f"{'attach the optimizer whose steps are made' if self._optimizers else STEP_BY_HAND}. Until then nothing "
-                "more is pruned.",
-                SecateurWarning,
-                stacklevel=2,
-            )
 
     # Names
 
@@ -351,15 +354,14 @@ class Pruner:
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps done and masks, one bit a weight: all it takes to go on, with the model's and the optimizer's own."""
+        """Steps done, masks, and what movement pruning remembers: with model's and optimizer's own all it takes to go on."""
         return {
-            "version": 1,
-            "steps": self._steps,
-            "value": self._value,
+            "version": 1, "steps": self._steps, "value": self._value,
             "shapes": {s.name: tuple(s.shape) for s in self._chosen},
             "held": sorted(self._held.bits),
             "masks": {name: bits.clone() for name, bits in self._held.bits.items()},
-        }
+            **({} if self._memory is None else {"movement": self._memory.state()}),
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up where `state_dict` left off, in any order with the model's and the optimizer's own state.
@@ -370,11 +372,13 @@ class Pruner:
                 Nothing is touched.
         """
         check_state(state, {s.name: tuple(s.shape) for s in self._chosen})
-        if self._rewire is not None and state["value"] != self._value:
+        if isinstance(self._rewire, RigL | SET) and state["value"] != self._value:
             raise PlanMismatch(
                 f"the state is of sparsity {state['value']}, which rewire keeps constant at {self._value} here."
             )
-        self.hold(state["masks"])
+        memory = restored(self._rewire, self._chosen, self._held, state)
+        self._take(state["masks"])
+        self._memory = memory
         self._steps, self._value, self._waiting = state["steps"], state["value"], 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -158,8 +158,10 @@ def read_snapshot(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def locked(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+def locked(folder: Path, settings: Mapping[str, Any], free: Collection[str] = ()) -> Iterator[None]:
     """Holds a run's folder; makes it if it is not there, and removes what runs that were killed staged in it.
+
+    The settings named by ``free`` may be others than they were: what lies in the folder does not depend on them.
 
     Raises:
         BadInput: it cannot be written, another run holds it, or it belongs to a run with other settings.
@@ -176,20 +178,36 @@ def locked(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
         raise BadInput(f"the run folder {folder} cannot be written: {e}.") from None
     try:
         clear(folder)
-        _same_settings(folder / "run.json", json.loads(json.dumps(dict(settings))))
+        _keep_settings(folder / "run.json", json.loads(json.dumps(dict(settings))), free)
         yield
     finally:
         lock.release()
 
 
-def _same_settings(path: Path, settings: dict[str, Any]) -> None:
-    if not path.exists():
-        text = json.dumps(settings, indent=1)
-        with staged(path, False, len(text)) as stage:
-            stage.write_text(text, "utf-8")
-        return
-    before = _json(path)
-    if before != settings:
-        odd = [k for k in {*before, *settings} if before.get(k) != settings.get(k)]
-        told = "; ".join(f"{k}: {before.get(k)!r} then, {settings.get(k)!r} now" for k in sorted(odd))
+def check_settings(path: Path, settings: Mapping[str, Any], free: Collection[str] = ()) -> Any:
+    """The settings that a file holds.
+
+    Raises:
+        BadInput: they differ from these, but for those named by ``free``.
+    """
+    kept = _json(path)
+    before, now = _said(kept), _said(dict(settings))
+    if odd := sorted(k for k in {*before, *now} - {*free} if before.get(k) != now.get(k)):
+        told = "; ".join(f"{k}: {before.get(k)!r} then, {now.get(k)!r} now" for k in odd)
         raise BadInput(f"{path.parent} holds a run with other settings ({told}): choose another folder.")
+    return kept
+
+
+def _keep_settings(path: Path, settings: dict[str, Any], free: Collection[str]) -> None:
+    if path.exists() and check_settings(path, settings, free) == settings:
+        return
+    text = json.dumps(settings, indent=1)
+    with staged(path, True, len(text)) as stage:
+        stage.write_text(text, "utf-8")
+
+
+def _said(settings: Any) -> Any:
+    """Settings without those that say nothing: a version may know more of them than the one that began the run."""
+    if isinstance(settings, dict):
+        return {k: _said(v) for k, v in settings.items() if v is not None}
+    return [_said(v) for v in settings] if isinstance(settings, list) else settings

@@ -1,8 +1,14 @@
-"""Solvers: which weights of a layer go, and what the others become."""
+"""Solvers: methods that choose what goes and also move what stays, one layer's matrix at a time, from its Hessian."""
 
 from collections.abc import Mapping
 
 from .asked import AnySolver
+from .base import Solution
+from .obs import OBS, ExactOBS
+from .refit import refit
+from .sparsegpt import SparseGPT
 
-NAMED: Mapping[str, AnySolver] = {}
+__all__ = ["NAMED", "OBS", "ExactOBS", "Solution", "SparseGPT", "refit"]
+
+NAMED: Mapping[str, AnySolver] = {"sparsegpt": SparseGPT(), "obs": OBS(), "exactobs": ExactOBS(), "refit": refit}
 """The solvers that can be asked for by name."""
