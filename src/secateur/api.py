@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.calibrated import defaults_of, informed, prune_calibrated, with_solver
+from secateur.calibrated import prune_calibrated
 from secateur.carry import (
     Globs,
     Target,
@@ -31,6 +31,7 @@ from secateur.core.plan import Plan
 from secateur.core.saliency import Statistics
 from secateur.core.solve.asked import AnySolver
 from secateur.evaluate.calibrate import Calibration
+from secateur.evaluate.informed import defaults_of, informed, with_solver
 from secateur.pretrained import prune_folder
 from secateur.report.report import Report
 from secateur.stores import torch_prune

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +15,17 @@ from secateur.core.patterns import Pattern
 from secateur.core.saliency import STATISTICS, Statistics
 from secateur.core.spelling import pattern_of
 from secateur.core.types import Spec
-from secateur.errors import BadInput
+from secateur.errors import BadInput, SecateurWarning
 from secateur.stores.base import choose
 from secateur.stores.memory import MemoryStore
 
 from .batches import device_of, moved, run_batch
 from .blocks import without_cache
 from .losses import Loss
-from .mode import only_training
+from .mode import eager, only_training
 from .structures import channel_statistics
 from .unit_gradients import unit_gradients
-from .watch import Watch, why_unseen
+from .watch import Watch, too_few, why_unseen
 
 INPUTS = ("input_norm", "hessian")
 GRADIENTS = ("grad", "fisher_diag", "hessian_diag", "fisher_inverse_diag")
@@ -108,22 +109,28 @@ class Calibration:
         Raises:
             BadInput: something that gives no batches.
         """
-        if isinstance(value, Calibration):
-            inner = value.batches
-        else:
-            inner = value
-        if isinstance(inner, Tensor | Mapping | str | bytes) or not isinstance(inner, Iterable):
+        made = value if isinstance(value, Calibration) else Calibration(value)
+        batches = made.batches
+        if isinstance(batches, Tensor | Mapping | str | bytes) or not isinstance(batches, Iterable):
             raise BadInput(
-                f"calibration takes batches of input, or secateur.Calibration(batches, …); got a {type(inner).__name__}. For a "
+                f"calibration takes batches of input, or secateur.Calibration(batches, …); got a {type(batches).__name__}. For a "
                 "single batch pass [batch]."
             )
-        return value if isinstance(value, Calibration) else Calibration(value)
+        for what in ("loss", "forward", "progress"):
+            if not (callable(found := getattr(made, what)) or found is None):
+                raise BadInput(f"Calibration: {what} is a function; got {found!r}.")
+        names = [made.blocks] if isinstance(made.blocks, str) else made.blocks
+        if not isinstance(names, Sequence) or not names or not all(isinstance(n, str) for n in names):
+            raise BadInput(
+                f'Calibration: blocks is "auto", "whole", the name of a module or a list of names; got {made.blocks!r}.'
+            )
+        return made
 
 
 def calibrate(
     model: nn.Module,
     calibration: Calibration | Iterable[Any],
-    statistics: Sequence[str] = ("input_norm",),
+    statistics: str | Sequence[str] = ("input_norm",),
     *,
     include: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] | None = None,
@@ -158,24 +165,31 @@ def calibrate(
         tensor([3.5355, 0.7071])
     """
     calibration = Calibration.of(calibration)
-    wanted = tuple(dict.fromkeys(statistics))
+    wanted = tuple(dict.fromkeys([statistics] if isinstance(statistics, str) else statistics))
     if unknown := [s for s in wanted if s not in STATISTICS]:
         raise BadInput(f"calibrate knows the statistics {', '.join(STATISTICS)}; got {', '.join(map(repr, unknown))}.")
     store = MemoryStore(model, roles=roles)
     units = pattern_of(pattern)
     specs, _ = eligible(choose(store.specs(), include, ignore), units)
     store.check(specs)
-    return measure(model, store, [s for s in specs if s.skip is None], calibration, wanted, units)
+    notes: list[str] = []
+    found = measure(model, store, [s for s in specs if s.skip is None], calibration, wanted, units, notes)
+    for text in notes:
+        warnings.warn(text, SecateurWarning, stacklevel=2)
+    return found
 
 
 def measure(
     model: nn.Module, store: MemoryStore, specs: Sequence[Spec], calibration: Calibration, wanted: Sequence[str],
-    pattern: Pattern,
+    pattern: Pattern, notes: list[str],
 ) -> dict[str, dict[str, Tensor]]:  # fmt: skip
-    """Statistics of some tensors of a model as it is, in as few runs as there are kinds of them."""
+    """Statistics of some tensors of a model as it is, in as few runs as there are kinds of them. What the user should know is
+    added to ``notes``."""
     out: dict[str, dict[str, Tensor]] = {s.name: {} for s in specs}
     if any(w in INPUTS for w in wanted):
-        _merge(out, observe(model, store, specs, calibration, gram="hessian" in wanted))
+        watch = observe(model, store, specs, calibration, gram="hessian" in wanted)
+        notes += too_few(watch.short)
+        _merge(out, watch.statistics())
     if any(w in CHANNELS for w in wanted):
         weights = [(s, store.entry(s).tensor) for s in specs]
         _merge(out, channel_statistics(model, weights, calibration.batches, wanted, calibration.forward))
@@ -201,21 +215,14 @@ def watched(store: MemoryStore, specs: Sequence[Spec], gram: bool) -> Watch:
     return Watch([(s, store.entry(s).tensor) for s in specs], gram=gram)
 
 
-def observe(
-    model: nn.Module, store: MemoryStore, specs: Sequence[Spec], calibration: Calibration, gram: bool
-) -> Statistics:
-    """``input_norm`` and, with ``gram``, ``hessian`` of every layer, from one run of the dense model a batch."""
+def observe(model: nn.Module, store: MemoryStore, specs: Sequence[Spec], calibration: Calibration, gram: bool) -> Watch:
+    """The inputs of every layer, and with ``gram`` their products, added up over one run of the dense model a batch."""
     watch, run, count = watched(store, specs, gram), calibration.forward or run_batch, 0
     device = device_of(model)
-    with torch.no_grad(), only_training(model), without_cache(model), watch:
+    with torch.no_grad(), only_training(model), without_cache(model), eager(), watch:
         for batch in calibration.batches:
             run(model, moved(batch, device))
             count += 1
     if not count:
         raise BadInput("the calibration is empty: there is no batch to run. Was its loader used up before?")
-    return {name: seen.statistics() for name, seen in watch.seen.items()}
-
-
-def each_batch(calibration: Calibration) -> Iterator[Any]:
-    """The batches, once."""
-    return iter(calibration.batches)
+    return watch
