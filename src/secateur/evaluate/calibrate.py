@@ -84,8 +84,9 @@ class Calibration:
         forward: ``forward(model, batch)`` runs the model on a batch where the default (``model(batch)``, ``model(batch[0])``,
             ``model(**batch)``) does not; its result is not used.
         blocks: ``"auto"`` finds the list of layers of a transformer and the children of an ``nn.Sequential``; the name of a
-            module whose children are the blocks; the blocks' names in the order they run; or ``"whole"`` to observe all layers of
-            the dense network in one go.
+            module whose children are the blocks; the blocks' names in the order they run; ``"layers"`` to take every layer by
+            itself, in a network of any form, which then runs anew for each; or ``"whole"`` to observe all layers of the dense
+            network in one go.
         progress: told of every `Step`.
 
     Example:

@@ -139,7 +139,9 @@ class Seed:
         choice = choice_of(way, self.seed)
         pruner = secateur.Pruner(model, **choice)
         pruner.close()
-        if prune is not None and prune.looks:  # on one batch: a network that cannot be calibrated is told of before it is trained
+        if (
+            prune is not None and prune.looks
+        ):  # on one batch: a network that cannot be calibrated is told of before it is trained
             secateur.prune(self.model(), self.recipe.sparsities[0], **self._how(prune, method, batches=1))
         for s in self.recipe.sparsities:
             if prune is not None and prune.schedule == "one-shot":
