@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,14 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 """The title of each, and what `secateur.prune` is asked beside the rest."""
 MEASURED = ("scale", "activation", "apoz", "taylor")
 WHEN = ("at once", "tuned")
-DENSE = "channels-dense"
+PARTS = {
+    "the first five": {"own": slice(0, 5)},
+    "the last": {"own": slice(5, 6)},
+    "all six, the last at random": {"own": slice(0, 5), "random": slice(5, 6)},
+}
+"""Which convolutions lose channels by a criterion, and which at random: to see where the damage comes from. Looked at after
+the accuracies were known."""
+DENSE, BY_PART = "channels-dense", "channels-by-part"
 
 Results = Sequence[Mapping[str, Any]]
 
@@ -111,6 +118,7 @@ def run_seed(seed: int, folder: Path, quick: bool) -> dict[str, Any]:
     for amount in AMOUNTS:
         for method in METHODS:
             makers[name_of(method, amount)] = partial(_pruned, seed, folder, size, method, amount)
+    makers[BY_PART] = partial(_by_part, seed, folder, size)
     return cells(folder, makers, asdict(size))
 
 
@@ -143,6 +151,39 @@ def _dense(seed: int, folder: Path, size: Size) -> dict[str, Any]:
 
 def _pruned(seed: int, folder: Path, size: Size, method: str, amount: str) -> dict[str, Any]:
     task, model = _task(seed, size), _started(seed, folder, size)
+    _prune(model, task, seed, size, method, amount, list(model.behind()))
+    return _scored(model, task, seed, size)
+
+
+def _by_part(seed: int, folder: Path, size: Size) -> dict[str, Any]:
+    """Accuracies at once where only some of the convolutions lose channels, and of the class with the lowest."""
+    task = _task(seed, size)
+    found: dict[str, Any] = {
+        "data": task.name,
+        "dense": dict.fromkeys(PARTS, _lowest(_started(seed, folder, size), task)),
+    }
+    for method in METHODS:
+        found[method] = {}
+        for part, chosen in PARTS.items():
+            model = _started(seed, folder, size)
+            for how, which in chosen.items():
+                by = method if how == "own" else how
+                _prune(model, task, seed, size, by, AMOUNTS[0], list(model.behind())[which])
+            found[method][part] = _lowest(model, task)
+    return found
+
+
+def _lowest(model: Plain, task: Task) -> dict[str, Any]:
+    """The accuracy on the test part, and on the class of it with the lowest."""
+    x, y = task.test
+    each = [replace(task, test=(x[y == c], y[y == c])).accuracy(model) for c in y.unique()]
+    return {"accuracy": task.accuracy(model), "worst class": {"accuracy": min(each)}}
+
+
+def _prune(
+    model: Plain, task: Task, seed: int, size: Size, method: str, amount: str, convolutions: Sequence[str]
+) -> None:
+    """Prunes channels of some convolutions, silences the norms behind them and measures the statistics of all again."""
     asked = {"pattern": "channel", **METHODS[method][1]}
     if method == "random":
         asked["criterion"] = secateur.random(seed)
@@ -151,10 +192,9 @@ def _pruned(seed: int, folder: Path, size: Size, method: str, amount: str) -> di
         asked["calibration"] = secateur.Calibration(batches, loss=_loss)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", secateur.SecateurWarning)  # norms that fire: silenced in the next line
-        secateur.prune(model, float(amount), include="features", allocation="uniform", **asked)
+        secateur.prune(model, float(amount), include=convolutions, allocation="uniform", **asked)
     silence_norms(model)
     secateur.recalibrate_batchnorm(model, _training(task, seed, size.renewed * size.batch, size.batch))
-    return _scored(model, task, seed, size)
 
 
 def _training(task: Task, seed: int, count: int, each: int) -> Batches:
@@ -207,7 +247,27 @@ def tables(results: Results) -> list[Table]:
         Table(title, heads, rows),
         Table("Above magnitude, l1, points, paired by seed", heads, _above(found, "l1", columns)),
         Table("Above random channels, points, paired by seed", heads, _above(found, "random", columns)),
+        _parts_table(found),
     ]
+
+
+def _parts_table(found: Results) -> Table:
+    rows = []
+    for method, title in {"dense": "dense", **{m: title for m, (title, _) in METHODS.items()}}.items():
+        row = [title]
+        for part in PARTS:
+            own, random = (partial(_of_part, method=m, part=part) for m in (method, "random"))
+            above = "" if method in ("dense", "random") else shown(paired(found, own, random), sign=True)
+            row += [shown(interval([own(r) for r in found])), above]
+        worst = [r[BY_PART][method]["the last"]["worst class"]["accuracy"] for r in found]
+        rows.append((*row, shown(interval(worst))))
+    heads = ("<", *(head for part in PARTS for head in (part, "above random")), "the last: worst class")
+    title = f"Where the loss at {float(AMOUNTS[0]):.0%} comes from: accuracy at once, %, with some convolutions pruned as named"
+    return Table(title, heads, rows)
+
+
+def _of_part(result: Mapping[str, Any], method: str, part: str) -> float:
+    return float(result[BY_PART][method][part]["accuracy"])
 
 
 def _accuracy(result: Mapping[str, Any], name: str, when: str) -> float:
