@@ -154,12 +154,14 @@ def subject_of(size: Size) -> Subject:
     tokenizer = AutoTokenizer.from_pretrained(minilm.folder())
     every = sources.meanings()
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
-    tested, others = ([every[i] for i in part] for part in (order[: size.nouns], order[size.nouns :]))
+    tested = [every[i] for i in order[: size.nouns]]
+    scored = {m.definition for m in tested}
+    others = [every[i].definition for i in order[size.nouns :] if every[i].definition not in scored]
     tokens = [tokenizer(t)["input_ids"] for t in ([m.word for m in tested], [m.definition for m in tested])]
     encoder = load()
     if not size.real:
         encoder = Encoder(_stand_in(), encoder.batches, encoder.words, encoder.wordsim, encoder.lee)
-    return Subject(encoder, *tokens, [m.definition for m in others], tokenizer)
+    return Subject(encoder, *tokens, others, tokenizer)
 
 
 def _stand_in() -> nn.Module:

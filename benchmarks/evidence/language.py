@@ -249,13 +249,13 @@ def _bars(results: Results) -> list[Bar]:
     bars = []
     for m in CALIBRATED:
         least = min(min(mean[a, t] for a in MAGNITUDES) / mean[m, t] for t in TEXTS)
-        what = f"50 %, {METHODS[m][0]}: times below magnitude, on the text where it is least"
+        what = f"50%, {METHODS[m][0]}: times below magnitude, on the text where it is least"
         bars.append(Bar(what, least, TIMES_BELOW_MAGNITUDE, at_least=True))
     for t, most in TIMES_DENSE.items():
-        bars.append(Bar(f"50 %, SparseGPT on {t}: times the dense", mean["sparsegpt", t] / mean["dense", t], most))
+        bars.append(Bar(f"50%, SparseGPT on {t}: times the dense", mean["sparsegpt", t] / mean["dense", t], most))
     for m in CALIBRATED:
         seconds, peak = (over(results, names[m], lambda c, k=k: c[k]) for k in ("prune seconds", "peak"))
-        bars.append(Bar(f"50 %, {METHODS[m][0]}: seconds", seconds.mean, MOST_SECONDS))
+        bars.append(Bar(f"50%, {METHODS[m][0]}: seconds", seconds.mean, MOST_SECONDS))
         if peak is not None:
-            bars.append(Bar(f"50 %, {METHODS[m][0]}: GB over the model", peak.mean / 1e9, MOST_BYTES / 1e9))
+            bars.append(Bar(f"50%, {METHODS[m][0]}: GB over the model", peak.mean / 1e9, MOST_BYTES / 1e9))
     return bars

@@ -84,7 +84,7 @@ def prune(
             without a match getting ``sparsity``. A function ``(rows, sparsity) -> {name: count}``.
         pattern: by default ``"unstructured"``, but of Wanda ``"row"``: single weights, each against those of its own output row
             (`Row`). ``"2:4"`` or `NM` (N of every M kept, along the input dimension); ``"4x4"`` or `Block`; ``"channel"`` or
-            `Channel`.
+            `Channel`; ``"head:12"`` or `Head`, of 12 heads a layer of attention.
         include, ignore: globs over tensor and module names. They choose among weights of layers; only a full name adds a
             bias, norm or embedding.
         max_sparsity: cap on every tensor's sparsity, or globs to caps; ``{"conv1*": 0}`` keeps a layer dense. The total

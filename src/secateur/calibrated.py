@@ -30,6 +30,7 @@ from secateur.evaluate.informed import bound, wanted_of, why_not_solved
 from secateur.evaluate.layers import solve_layer, write_layer
 from secateur.evaluate.mode import only_training
 from secateur.evaluate.outliers import outlier_counts
+from secateur.evaluate.reruns import Reruns
 from secateur.evaluate.walk import Walk
 from secateur.evaluate.watch import too_few, why_unseen
 from secateur.report.report import Report, ReportRow
@@ -184,10 +185,10 @@ class _Job:
             found = measure(self.model, self.store, self.chosen, self.calibration, self.wanted, pattern, self.notes)
             self._tell("all layers", (1, 1), began, self._prune(self.chosen, found))
             return
-        held = {i: [s for s in self.chosen if b.holds(s.name)] for i, b in enumerate(self.blocks)}
+        walk = self._walk()
+        held = {i: [s for s in self.chosen if b.holds(s.name)] for i, b in enumerate(walk.blocks)}
         order, short = [i for i, some in held.items() if some], list[str]()
-        walk = Walk(self.model, self.blocks, self.calibration.batches, self.calibration.forward)
-        for i, block in enumerate(self.blocks[: order[-1] + 1]):
+        for i, block in enumerate(walk.blocks[: order[-1] + 1]):
             layers = self._prune(held[i], self._observed(walk, i, held[i], short)) if held[i] else []
             if i < order[-1]:
                 walk.advance(i)
@@ -196,7 +197,15 @@ class _Job:
                 began = time.perf_counter()
         self.notes += too_few(short)
 
-    def _observed(self, walk: Walk, number: int, specs: Sequence[Spec], short: list[str]) -> Statistics:
+    def _walk(self) -> Walk | Reruns:
+        """The way through the network."""
+        how = self.calibration
+        if how.blocks != "layers":
+            return Walk(self.model, self.blocks, how.batches, how.forward)
+        weights = [(s, self.store.entry(s).tensor) for s in self.chosen]
+        return Reruns(self.model, self.blocks, how.batches, how.forward, weights)
+
+    def _observed(self, walk: Walk | Reruns, number: int, specs: Sequence[Spec], short: list[str]) -> Statistics:
         """The statistics of a block's layers."""
         with watched(self.store, specs, "hessian" in self.wanted) as watch:
             walk.observe(number)

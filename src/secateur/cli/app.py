@@ -75,7 +75,7 @@ Allocation = Annotated[
 ]
 Pattern = Annotated[
     str | None,
-    typer.Option(help='unstructured (default), row (default of wanda), "2:4", "4x4", channel, channel:in, head:N.'),
+    typer.Option(help='unstructured (default), row (default of wanda), "2:4", "4x4", channel, channel:in or head:12.'),
 ]
 Caps = Annotated[
     list[str] | None, typer.Option(help="Cap on every tensor's sparsity, or GLOB=CAP for some; repeatable.")

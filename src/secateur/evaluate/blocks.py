@@ -14,8 +14,8 @@ from secateur.stores.names import walk
 
 HOW = (
     'Name them, in the order they run, with secateur.Calibration(batches, blocks="encoder.layers") (a module whose children '
-    'are the blocks) or blocks=["stem", "layer1", …]; or say blocks="whole" to observe all layers of the dense network in one '
-    "go."
+    'are the blocks) or blocks=["stem", "layer1", …]. For a network of any form say blocks="layers", which runs it anew for '
+    'every layer, or blocks="whole", which observes all layers of the dense network in one go.'
 )
 STACKS = {nn.ModuleList: 0.5, nn.Sequential: 0.9}
 """Modules that may hold the blocks, and the share of the weights that they must hold: a stage of a convolutional network is no
@@ -24,13 +24,16 @@ stack."""
 
 @dataclass(frozen=True)
 class Block:
-    """A module of the network that gets hidden states and gives them on."""
+    """A module of the network that gets hidden states and gives them on; or a single layer, which holds its own weights alone."""
 
     name: str
     module: nn.Module
+    single: bool = False
 
     def holds(self, tensor: str) -> bool:
         """Whether a tensor of this name lies in the block."""
+        if self.single:
+            return tensor.rpartition(".")[0] == self.name
         return tensor.startswith(f"{self.name}.") or not self.name
 
 
@@ -39,13 +42,17 @@ def find_blocks(model: nn.Module, asked: str | Sequence[str], weights: Mapping[s
 
     Args:
         model: the network, in any wrapper.
-        asked: ``"auto"``; the name of a module whose children are the blocks; or the blocks' names.
+        asked: ``"auto"``; ``"layers"``: every layer by itself; the name of a module whose children are the blocks; or the
+            blocks' names.
         weights: sizes of the tensors to prune, by name.
 
     Raises:
         BadInput: no blocks where they were asked for, or ``"auto"`` finds none.
     """
     modules = walk(model).modules
+    if asked == "layers":
+        owners = dict.fromkeys(t.rpartition(".")[0] for t in weights)
+        return [Block(name, modules[name], single=True) for name in owners]
     if isinstance(asked, str) and asked != "auto":
         return _children(asked, _named(asked, modules))
     if not isinstance(asked, str):

@@ -126,6 +126,7 @@ class Watch(TorchFunctionMode):
     def __init__(self, weights: Sequence[tuple[Spec, Tensor]], *, gram: bool) -> None:
         super().__init__()
         self.seen = {spec.name: Seen(spec, gram) for spec, _ in weights}
+        self.order: dict[str, None] = {}  # names of the weights, as their layers first ran
         self._by_id = {id(t): self.seen[spec.name] for spec, t in weights}
         self._last: _Shared | None = None
 
@@ -163,6 +164,7 @@ class Watch(TorchFunctionMode):
         seen = self._by_id.get(id(call.get("weight")))
         if seen is None:
             return
+        self.order.setdefault(seen.spec.name)
         x: Tensor = call["input"].detach()
         # Sums are taken in the precision that was meant for them, whatever the model runs in.
         with torch.inference_mode(False), exactly(), torch.autocast(x.device.type, enabled=False):
