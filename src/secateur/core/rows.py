@@ -49,7 +49,7 @@ class Rows:
             for rows, part, key, at in self._with_rank(level):
                 later = rows > key
                 later |= (rows == key) & (place.to(rows.device) > at) & (rows != lowest)
-                keys = torch.full_like(rows, lowest).masked_fill_(later, highest).scatter_(1, at, key)
+                keys = torch.where(later, highest, lowest).scatter_(1, at, key)
                 yield self._flat(keys), part
 
         return Keyed(self.keyed.spec, chunks)
