@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.calibrated import defaults_of, informed, prune_calibrated, with_solver
+from secateur.calibrated import prune_calibrated
 from secateur.carry import (
     Globs,
     Target,
@@ -31,6 +31,7 @@ from secateur.core.plan import Plan
 from secateur.core.saliency import Statistics
 from secateur.core.solve.asked import AnySolver
 from secateur.evaluate.calibrate import Calibration
+from secateur.evaluate.informed import defaults_of, informed, with_solver
 from secateur.pretrained import prune_folder
 from secateur.report.report import Report
 from secateur.stores import torch_prune
@@ -83,7 +84,7 @@ def prune(
             without a match getting ``sparsity``. A function ``(rows, sparsity) -> {name: count}``.
         pattern: by default ``"unstructured"``, but of Wanda ``"row"``: single weights, each against those of its own output row
             (`Row`). ``"2:4"`` or `NM` (N of every M kept, along the input dimension); ``"4x4"`` or `Block`; ``"channel"`` or
-            `Channel`.
+            `Channel`; ``"head:12"`` or `Head`, of 12 heads a layer of attention.
         include, ignore: globs over tensor and module names. They choose among weights of layers; only a full name adds a
             bias, norm or embedding.
         max_sparsity: cap on every tensor's sparsity, or globs to caps; ``{"conv1*": 0}`` keeps a layer dense. The total

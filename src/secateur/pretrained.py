@@ -19,20 +19,41 @@ from secateur.core.solve.asked import AnySolver
 from secateur.core.types import Spec
 from secateur.errors import BadInput, PlanMismatch
 from secateur.evaluate.calibrate import Calibration
-from secateur.report.report import Report
+from secateur.report.report import Report, ReportRow
 from secateur.stores.base import choose
 from secateur.stores.checkpoint import CheckpointStore
 from secateur.stores.memory import MemoryStore
 
+RUN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Dtypes that a model can be run in."""
 EXTRA = 'it needs the package transformers: pip install "secateur[hf]".'
 
 
-def load_model(folder: Path) -> nn.Module:
-    """The model of a folder, of the class its config names, in the dtype it is stored in.
+def load_model(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The model of a folder, of the class its config names.
 
     Raises:
-        BadInput: not such a folder, a class that transformers does not have, or transformers is missing.
+        BadInput: not such a folder, a class that transformers does not have, weights that are not there, or transformers is
+            missing.
     """
+    made = _class_of(folder)
+    try:
+        model, found = made.from_pretrained(
+            str(folder), dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as e:  # of a library's own choice
+        raise BadInput(f"transformers cannot load {folder}: {str(e).splitlines()[0] if str(e) else e!r}") from e
+    if missing := sorted(found["missing_keys"]):
+        some = ", ".join(missing[:4]) + (", …" if len(missing) > 4 else "")
+        raise BadInput(
+            f"{folder} does not hold all weights of a {made.__name__}, which would be drawn at random: {some}. Does its config "
+            "name another architecture than it holds?"
+        )
+    return model.eval()
+
+
+def _class_of(folder: Path) -> Any:
+    """The class of transformers that a folder's config names."""
     config = folder / "config.json"
     if not config.is_file():
         raise BadInput(
@@ -41,18 +62,18 @@ def load_model(folder: Path) -> nn.Module:
         )
     try:
         names = json.loads(config.read_text("utf-8")).get("architectures") or []
+    except (ValueError, AttributeError) as e:
+        raise BadInput(f"{config} is not a config of transformers: {e}.") from e
+    try:
         library = importlib.import_module("transformers")
     except ModuleNotFoundError:
         raise BadInput(f"calibration runs the model of {folder}; {EXTRA}") from None
-    except (ValueError, AttributeError) as e:
-        raise BadInput(f"{config} is not a config of transformers: {e}.") from e
     made = getattr(library, names[0], None) if names and isinstance(names[0], str) else None
     if not (isinstance(made, type) and issubclass(made, library.PreTrainedModel)):
         raise BadInput(
             f"{config} names the architecture {names!r}, which transformers {library.__version__} does not have."
         )
-    model: nn.Module = made.from_pretrained(str(folder), dtype="auto", local_files_only=True)  # type: ignore[attr-defined]
-    return model.eval()
+    return made
 
 
 def prune_folder(
@@ -69,31 +90,47 @@ def prune_folder(
     """Prunes the model of a folder with data, and writes a copy of the folder that holds the new weights.
 
     Raises:
+        BadInput: a folder that transformers cannot load as it is, or a place where no result can be put.
         PlanMismatch: the folder names or cuts its tensors otherwise than the model does.
     """
     store = CheckpointStore(path, roles=roles)
-    model = load_model(path)
-    _matched(
-        store, [s for s in choose(MemoryStore(model, roles=roles).specs(), include, ignore) if s.skip is None], path
-    )
-    report = prune_calibrated(model, request, calibration, solver, include, ignore, roles)
-    memory = MemoryStore(model, roles=roles)
-    written = {s.name: s for s in memory.specs() if s.name in {r.name for r in report.shown}}
+    store.refuse_out(out, overwrite)
+    model = load_model(path, _dtype_of(store))
+    chosen = [s for s in choose(MemoryStore(model, roles=roles).specs(), include, ignore) if s.skip is None]
+    _matched(store, chosen, path)
+    report = prune_calibrated(
+        model, request, calibration, solver, include, ignore, roles, undo=False, stacklevel=4
+    )  # nobody has the model but this call
+    shown, memory = {r.name for r in report.shown}, MemoryStore(model, roles=roles)
+    written = {s.name: s for s in memory.specs() if s.name in shown}
     files = _matched(store, list(written.values()), path)
     with torch.no_grad(), store.staged(out, overwrite):
         for name, spec in written.items():
             _write(store, files[name], memory.entry(spec).tensor)
-        asked = {r.name: r for r in report.rows}
-        back = {s.name: name for name, s in files.items()}
-        skips = {s.name: asked[back[s.name]] for s in store.specs() if s.name in back}
-        specs = [
-            replace(s, skip=skips[s.name].skip if s.name in skips else s.skip or "not chosen") for s in store.specs()
-        ]
-        rows = [
-            replace(r, asked=skips[r.name].asked, goes_with=skips[r.name].goes_with) if r.name in skips else r
-            for r in count_rows(specs, store)
-        ]
-    return Report(tuple(rows), report.asked, report.warnings, str(out))
+        rows = _rows(store, report, files)
+    return Report(rows, report.asked, report.warnings, str(out))
+
+
+def _dtype_of(store: CheckpointStore) -> torch.dtype:
+    """The one dtype of a folder's layers: weights that were rounded to another could not be written back as they were."""
+    kinds = {s.dtype for s in store.specs() if s.skip is None and s.dtype.is_floating_point}
+    if len(kinds) != 1 or not kinds <= set(RUN):
+        names = ", ".join(sorted(str(k).removeprefix("torch.") for k in kinds)) or "none"
+        raise BadInput(
+            f"{store.path} stores the weights of its layers in {names}; a model is run in one of float64, float32, float16 and "
+            "bfloat16. Load it, prune the model, and save that with save_pretrained."
+        )
+    return kinds.pop()
+
+
+def _rows(store: CheckpointStore, report: Report, files: Mapping[str, Spec]) -> tuple[ReportRow, ...]:
+    """What was counted in the files, with what the model's report says of it."""
+    told = {files[r.name].name: r for r in report.rows if r.name in files}
+    specs = [replace(s, skip=told[s.name].skip if s.name in told else s.skip or "not chosen") for s in store.specs()]
+    return tuple(
+        replace(r, asked=told[r.name].asked, goes_with=told[r.name].goes_with) if r.name in told else r
+        for r in count_rows(specs, store)
+    )
 
 
 def _matched(store: CheckpointStore, specs: list[Spec], path: Path) -> dict[str, Spec]:
@@ -102,7 +139,7 @@ def _matched(store: CheckpointStore, specs: list[Spec], path: Path) -> dict[str,
     found: dict[str, Spec] = {}
     for s in specs:
         match = next((stored[n] for n in (s.name, *s.aliases) if n in stored), None)
-        if match is None or match.shape != s.shape:
+        if match is None or (match.shape, match.dtype) != (s.shape, s.dtype):
             raise PlanMismatch(
                 f"the model has {s}, but {path} stores {'no tensor of that name' if match is None else match}: it names or cuts "
                 "its tensors otherwise than the model does. Load it, prune the model, and save that with save_pretrained."

@@ -254,3 +254,12 @@ def test_the_pruner_holds_heads() -> None:
     assert packed.tolist() == dead.tolist() * 3
     assert (attention.in_proj_bias == 0).tolist() == dead.tolist() * 3
     assert not (layer.linear1.weight == 0).any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_gpu_gives_the_same_heads(criterion: str) -> None:
+    here, there = attentive("bfloat16", "ties"), attentive("bfloat16", "ties").cuda()
+    both = [prune(m, **asked("global", criterion)) for m in (here, there)]
+    assert [r.units for r in both[0].chosen] == [r.units for r in both[1].chosen]
+    assert snapshot({n: t.cpu() for n, t in there.state_dict().items()}) == snapshot(here)

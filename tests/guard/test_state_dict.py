@@ -77,7 +77,20 @@ def channels(model: nn.Module) -> object:
 
 def plan_by_a_function(model: nn.Module) -> object:
     """One that writes into what it is given."""
-    return secateur.plan(model, 0.5, criterion=lambda weight: weight.zero_(), allocation="uniform")
+    return secateur.plan(model, 0.5, criterion=lambda weight: weight.neg_(), allocation="uniform")
+
+
+def with_data(model: nn.Module) -> object:
+    """By Wanda's score; the projections of attention are packed, and recurrent layers are not observed."""
+    with pytest.warns(secateur.SecateurWarning, match="3 tensors stay dense"):
+        return secateur.prune(model, 0.5, criterion="wanda", calibration=secateur.Calibration(images(), blocks="whole"))
+
+
+def solved(model: nn.Module) -> object:
+    """Two blocks, one after the other, the second on what the first gives."""
+    calibration = secateur.Calibration(images(), blocks=["conv", "norm"])
+    with pytest.warns(secateur.SecateurWarning, match="3 tensors stay dense"):
+        return secateur.prune(model, 0.5, solver="sparsegpt", calibration=calibration, ignore="lstm")
 
 
 def bake(model: nn.Module) -> object:
@@ -99,6 +112,9 @@ VERBS: dict[str, tuple[str, Callable[[nn.Module], object]]] = {
     "inspect": ("inspect", secateur.inspect),
     "masks": ("masks", secateur.masks),
     "from_torch_prune": ("from_torch_prune", bake),
+    "prune with data": ("prune", with_data),
+    "prune with a solver": ("prune", solved),
+    "calibrate": ("calibrate", lambda m: secateur.calibrate(m, images(), "hessian", ignore=["*_proj_weight", "lstm"])),
     "count_flops": ("count_flops", lambda m: secateur.count_flops(m, images()[0])),
     "recalibrate_batchnorm": ("recalibrate_batchnorm", lambda m: secateur.recalibrate_batchnorm(m, images(3))),
 }  # fmt: skip

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secateur import native
-from secateur.core.choose import Selector, Source, Taken, selector_of
+from secateur.core.choose import Selector, Taken, selector_of
 from secateur.core.criteria import Criterion, magnitude
 from secateur.core.keys import FORMATS
 from secateur.core.patterns import Pattern, Unstructured
 from secateur.core.plan import Plan, keep_mask
 from secateur.core.select import identity
+from secateur.core.source import Source
 from secateur.core.types import Align, Part, Parts, Reduce, Spec
 
 T = TypeVar("T")

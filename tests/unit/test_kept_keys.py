@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import secateur
-from secateur.core import choose, select
+from secateur.core import select, source
 
 NAMES = [f"{i}.weight" for i in range(6)]
 
@@ -40,15 +40,15 @@ def test_no_more_keys_are_kept_than_the_budget(what: str, monkeypatch: pytest.Mo
     want = world()
     secateur.prune(want, **asked)
     kept = []
-    keyed = choose.Source.keyed
+    keyed = source.Source.keyed
 
-    def spy(self: choose.Source, *args: Any) -> object:
+    def spy(self: source.Source, *args: Any) -> object:
         out = keyed(self, *args)
         kept.append(sum(k.numel() for keys in self._keys.values() for k in keys))
         return out
 
-    monkeypatch.setattr(choose.Source, "keyed", spy)
-    monkeypatch.setattr(choose, "KEPT", 1200)
+    monkeypatch.setattr(source.Source, "keyed", spy)
+    monkeypatch.setattr(source, "KEPT", 1200)
     got = world()
     secateur.prune(got, **asked)
     assert all(torch.equal(got[n], want[n]) for n in NAMES)

@@ -254,6 +254,10 @@ def test_answers_hold_the_ends_against_the_median() -> None:
     assert scan.answers(0.5)[0].startswith("First layer 0.weight: accuracy falls by 0.90 at 50%, 9.0 times")
     with pytest.raises(BadInput, match=r"has the sparsities 0\.5, 0\.75; got 0\.6"):
         scan.answers(0.6)
+    with pytest.raises(BadInput, match=r"got 0\.6"):
+        scan.drop("0.weight", 0.6)
+    with pytest.raises(KeyError):
+        scan["8.weight"]
 
 
 def test_a_layer_that_moves_nothing_is_named_and_not_called_the_least_sensitive() -> None:

@@ -16,101 +16,25 @@ from torch import Tensor
 
 from secateur.errors import Infeasible
 
-from . import criteria as crit
 from . import fast
 from .elements import (
     SCORES,
-    Facts,
-    Kept,
     Meter,
-    kept_keys,
-    kept_scores,
-    keyed_kept,
     keyed_magnitude,
-    keyed_scores,
     magnitude_space,
     not_finite,
     own_cuts,
     pruned_by,
-    refuse_nonfinite,
-    score_pieces,
-    survey,
 )
 from .groups import Ranked, full_cut, levelled, partial_cuts
 from .heads import UnitPattern
 from .keys import FORMATS, LOWEST
 from .patterns import NM, GroupPattern, Pattern, Row
-from .select import Cut, Keyed, Space, identity, smallest
-from .types import Align, Part, Parts, Reduce, Spec
+from .rows import Rows
+from .select import Cut, Keyed, Space, smallest
+from .source import Source
+from .types import Part, Parts, Spec
 from .units import UnitScorer, UnitTable, pieces_gone, smallest_units, units_gone, within
-
-KEPT = 1 << 22
-"""Weights whose keys are kept between passes where the criterion could be called again: 32 MiB."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where values come from, and what to make of them."""
-
-    parts: Parts
-    reduce: Reduce
-    criterion: crit.Criterion
-    nonfinite: str
-    _scores: dict[str, Kept] = field(default_factory=dict)
-    _keys: dict[str, Kept] = field(default_factory=dict)
-
-    def scored(self, spec: Spec, align: Align = "chunk") -> Iterator[tuple[Part, Tensor]]:
-        """Flat parts with their scores; a criterion that is not elementwise is called once a tensor in all."""
-        if not crit.is_elementwise(self.criterion) and spec.name not in self._scores:
-            self._scores[spec.name] = kept_scores(spec, self.parts, self.criterion)
-        return score_pieces(spec, self.parts, self.criterion, self._scores.get(spec.name), 1, align)
-
-    def keyed(self, spec: Spec, block: int = 1) -> Keyed:
-        """A tensor with the order keys of its scores. They are kept, 8 bytes a weight, where the criterion is called once a
-        tensor; of an elementwise one only up to `KEPT` weights in all, beyond which every pass scores again."""
-        if spec.name not in self._keys:
-            if crit.is_elementwise(self.criterion) and self._kept + spec.numel > KEPT:
-                pieces = partial(score_pieces, spec, self.parts, self.criterion, None, block)
-                return keyed_scores(spec, pieces, self.nonfinite)
-            self._keys[spec.name] = kept_keys(spec, self.parts, self.criterion, self.nonfinite)
-        return keyed_kept(spec, self.parts, self._keys[spec.name], block)
-
-    @property
-    def _kept(self) -> int:
-        return sum(k.numel() for keys in self._keys.values() for k in keys)
-
-    def facts(self, spec: Spec) -> Facts:
-        """Zeros and non-finite values of one tensor; refuses the latter unless the user said what to do with them."""
-        if spec.members:
-            each = [self.facts(m) for m in spec.members]
-            return Facts(sum(f.zeros for f in each), sum(f.nonfinite for f in each))
-        found = fast.settle(spec, self.parts, Cut(1, 0)) if self.alone else None
-        if found is not None and found.largest < FORMATS[spec.dtype].nonfinite:
-            return Facts(found.zeros, 0)
-        facts = survey(spec, self.parts, self.reduce)
-        if facts.nonfinite and self.nonfinite == "error":
-            refuse_nonfinite(spec, facts.nonfinite)
-        return facts
-
-    def facts_each(self, specs: Sequence[Spec]) -> list[Facts]:
-        """`facts` of many tensors, in one go where they are in memory."""
-        found: Sequence[fast.Picked | None] | None = None
-        if self.alone and not any(s.members for s in specs):
-            found = fast.settle_each(specs, self.parts, Cut(1, 0))
-        return [
-            Facts(p.zeros, 0) if p is not None and p.largest < FORMATS[s.dtype].nonfinite else self.facts(s)
-            for s, p in zip(specs, found if found is not None else [None] * len(specs), strict=True)
-        ]
-
-    @property
-    def alone(self) -> bool:
-        """Whether this is the only worker, so that what lies in its memory is all there is."""
-        return self.reduce is identity
-
-    @property
-    def by_magnitude(self) -> bool:
-        """Whether the criterion is plain magnitude, whose keys need no score."""
-        return self.criterion is crit.magnitude
 
 
 @dataclass(frozen=True)
@@ -248,7 +172,7 @@ class Groups:
 
     source: Source
     pattern: GroupPattern
-    _ranked: dict[str, Ranked] = field(default_factory=dict)
+    _held: dict[str, Rows] = field(default_factory=dict)
 
     def take(self, specs: Sequence[Spec], count: int) -> list[Taken]:
         """See `Selector`; at the full count every tensor is on its own."""
@@ -256,9 +180,13 @@ class Groups:
             return [self._full(s) for s in specs]
         s = self.source
         facts = [s.facts(spec) for spec in specs]
+        if isinstance(self.pattern, Row):
+            (spec,) = specs  # rows compete inside their tensor alone
+            cut = self._rows(spec).cut(count, s.reduce)
+            return [_measured(self.gone(spec, cut), s, spec, cut, facts[0].zeros)]
         space, pool = magnitude_space(specs) if s.by_magnitude else (SCORES, torch.float64)
-        most = max(self.pattern.grouping(spec).most for spec in specs)
-        cuts = partial_cuts([self._ranks(spec, pool) for spec in specs], max(1, most), count, space, s.reduce)
+        most = self.pattern.of - self.pattern.keep
+        cuts = partial_cuts([self._ranks(spec, pool) for spec in specs], most, count, space, s.reduce)
         if s.by_magnitude:
             own = own_cuts(cuts, specs, pool)
             cuts = [Cut(o.key, o.index, c.level) for o, c in zip(own, cuts, strict=True)]
@@ -276,20 +204,26 @@ class Groups:
         return spec.numel // max(1, g.of) * g.most
 
     def _ranks(self, spec: Spec, pool: torch.dtype) -> Ranked:
-        """A tensor's keys and ranks. Rows are long, so their ranks are held, of one tensor at a time."""
         grouping = self.pattern.grouping(spec)
-        own = pool == spec.dtype or not self.source.by_magnitude
-        if isinstance(self.pattern, Row) and own:
-            if spec.name not in self._ranked:
-                self._ranked.clear()
-                self._ranked[spec.name] = Ranked(_keyed(self.source, spec, pool, grouping.run), grouping, keep=True)
-            return self._ranked[spec.name]
         return Ranked(_keyed(self.source, spec, pool, grouping.run), grouping)
+
+    def _rows(self, spec: Spec) -> Rows:
+        """A tensor's rows, with what was found of them; of one tensor at a time."""
+        if spec.name not in self._held:
+            grouping = self.pattern.grouping(spec)
+            self._held.clear()
+            self._held[spec.name] = Rows(
+                _keyed(self.source, spec, spec.dtype, grouping.run), grouping, self._space(spec)
+            )
+        return self._held[spec.name]
+
+    def _space(self, spec: Spec) -> Space:
+        return Space(FORMATS[spec.dtype].bits) if self.source.by_magnitude else SCORES
 
     def _full(self, spec: Spec) -> Taken:
         s = self.source
         assert isinstance(self.pattern, NM)
-        cut = full_cut(self.pattern.grouping(spec), Space(FORMATS[spec.dtype].bits) if s.by_magnitude else SCORES)
+        cut = full_cut(self.pattern.grouping(spec), self._space(spec))
         if s.alone and s.by_magnitude and s.nonfinite == "error":
             found = [fast.groups(p, self.pattern, write=False) for p in s.parts(spec, "whole")]
             if len(found) == 1 and found[0] is not None:
@@ -302,8 +236,12 @@ class Groups:
     def gone(self, spec: Spec, cut: Cut) -> Iterator[tuple[Part, Tensor]]:
         """See `Selector`."""
         assert cut.level is not None
-        space = Space(FORMATS[spec.dtype].bits) if self.source.by_magnitude else SCORES
-        for keys, part in levelled(self._ranks(spec, spec.dtype), cut.level, space).chunks():
+        space = self._space(spec)
+        if isinstance(self.pattern, Row):
+            keyed = self._rows(spec).levelled(cut.level)
+        else:
+            keyed = levelled(self._ranks(spec, spec.dtype), cut.level, space)
+        for keys, part in keyed.chunks():
             yield part, pruned_by(keys, part, cut, space.lowest)
 
 

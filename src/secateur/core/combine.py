@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from .allocate import CAPS
 from .criteria import Criterion, magnitude
-from .heads import UnitPattern
+from .heads import Head, UnitPattern
+from .owl import OWL
 from .patterns import NM, Pattern, Row, Unstructured
 from .spelling import Allocation
 
@@ -41,6 +42,8 @@ def why_refused(c: Choice) -> str | None:
     if callable(c.allocation) or not isinstance(c.allocation, str):
         if c.caps:
             return f"OWL, a mapping or a function gives every count itself, so {CAPS} do not apply"
+    if isinstance(c.allocation, OWL) and isinstance(c.pattern, Head):
+        return "OWL gives every tensor its count, and a head spans several: choose another allocation"
     if c.nonfinite == "keep" and isinstance(c.pattern, UnitPattern) and c.criterion is not magnitude:
         return 'nonfinite="keep" with blocks, channels or heads is defined for magnitude: another score of NaN means nothing'
     return None

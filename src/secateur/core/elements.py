@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -136,12 +136,14 @@ def keyed_scores(spec: Spec, pieces: Callable[[], Iterator[tuple[Part, Tensor]]]
 
     def chunks() -> Iterator[tuple[Tensor, Part]]:
         for part, scores in pieces():
-            gone, kept = dead(part, nonfinite), torch.zeros((), dtype=torch.bool, device=scores.device)
-            if nonfinite == "keep":
-                kept = not_finite(part)
+            gone = dead(part, nonfinite)
+            kept = not_finite(part) if nonfinite == "keep" else None
             # First or last whatever their score, which may well be NaN.
-            keys = order_key(comparable(scores, str(spec)).masked_fill(gone | kept, 0), str(spec))
-            yield keys.masked_fill_(gone, LOWEST).masked_fill_(kept, HIGHEST), part
+            settled = gone if kept is None else gone | kept
+            keys = order_key(comparable(scores, str(spec)).masked_fill(settled, 0), str(spec)).masked_fill_(
+                gone, LOWEST
+            )
+            yield keys if kept is None else keys.masked_fill_(kept, HIGHEST), part
 
     return Keyed(spec, chunks)
 
@@ -162,6 +164,28 @@ def kept_keys(spec: Spec, parts: Parts, criterion: crit.Criterion, nonfinite: st
 
 def _scored_once(part: Part, criterion: crit.Criterion) -> Iterator[tuple[Part, Tensor]]:
     yield part, crit.scores(criterion, part)
+
+
+def pieces_of(kept: Kept) -> Iterator[Tensor]:
+    """What was kept, in small pieces."""
+    return (piece for k in kept for piece in k.split(1 << 12))
+
+
+def one_value(pieces: Iterable[Tensor]) -> bool:
+    """Whether all scores or keys of a tensor's live weights, two or more, are equal; most tensors differ in the first piece.
+
+    >>> one_value([torch.tensor([LOWEST, 7, 7])]), one_value([torch.tensor([7]), torch.tensor([8])])
+    (True, False)
+    """
+    values: set[float] = set()
+    live = 0
+    for piece in pieces:
+        found = piece[(piece != LOWEST) & (piece != HIGHEST)]
+        live += found.numel()
+        values |= {found.min().item(), found.max().item()} if found.numel() else set()
+        if len(values) > 1:
+            return False
+    return live > 1
 
 
 def keyed_kept(spec: Spec, parts: Parts, kept: Kept, block: int) -> Keyed:
@@ -210,11 +234,11 @@ class Meter:
     def add(self, values: Tensor, gone: Tensor) -> None:
         """Counts a piece: ``values`` and where they go, of one shape."""
         keys = magnitude_key(values)
-        live = keys[~(gone | (keys == 0))]
-        self._zeros += keys.numel() - live.numel()
-        live = live[live < FORMATS[self._dtype].nonfinite]
-        if live.numel():
-            low = int(live.min())
+        out = gone | (keys == 0)
+        self._zeros += int(out.sum())
+        beyond = FORMATS[self._dtype].nonfinite
+        low = int(torch.where(out, beyond, keys).min()) if keys.numel() else beyond
+        if low < beyond:
             self._smallest = low if self._smallest is None else min(low, self._smallest)
 
     def total(self, reduce: Reduce) -> Measured:

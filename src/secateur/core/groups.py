@@ -35,12 +35,10 @@ class Ranked:
     Args:
         keyed: chunks of whole runs of groups.
         grouping: the tensor's groups.
-        keep: whether to sort once and hold the ranks, 4 bytes a weight, instead of sorting for every pass.
     """
 
-    def __init__(self, keyed: Keyed, grouping: Grouping, keep: bool = False) -> None:
-        self.keyed, self.grouping, self._keep = keyed, grouping, keep
-        self._ranks: list[Tensor] = []
+    def __init__(self, keyed: Keyed, grouping: Grouping) -> None:
+        self.keyed, self.grouping = keyed, grouping
 
     @property
     def spec(self) -> Spec:
@@ -49,14 +47,8 @@ class Ranked:
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor, Part]]:
         """(keys, ranks, part) of every chunk."""
-        held = iter(list(self._ranks))
         for keys, part in self.keyed.chunks():
-            ranks = next(held, None)
-            if ranks is None:
-                ranks = group_ranks(keys, self.grouping)
-                if self._keep:
-                    self._ranks.append(ranks.to(torch.int32))
-            yield keys, ranks, part
+            yield keys, group_ranks(keys, self.grouping), part
 
 
 def full_cut(grouping: Grouping, space: Space) -> Cut:

@@ -61,12 +61,11 @@ class Head:
 
     Example:
         >>> import torch, secateur
-        >>> from secateur.core.heads import Head
         >>> attention = torch.nn.MultiheadAttention(4, 2, bias=False)
         >>> with torch.no_grad():
         ...     _ = attention.in_proj_weight.fill_(1.0), attention.out_proj.weight.fill_(1.0)
         ...     _ = attention.in_proj_weight[2:4].fill_(0.5)
-        >>> secateur.prune(attention, 0.5, pattern=Head(2)).zeros
+        >>> secateur.prune(attention, 0.5, pattern=secateur.Head(2)).zeros
         32
         >>> attention.in_proj_weight[:, 0].tolist()      # two rows a head, of queries, of keys and of values
         [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]

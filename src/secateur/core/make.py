@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,7 +16,6 @@ from .allocate import (
     Bounds,
     bounds,
     check_counts,
-    check_sparsity,
     erdos_renyi,
     level_counts,
     pick,
@@ -26,102 +24,23 @@ from .allocate import (
     refuse_infeasible,
 )
 from .bits import pack
-from .choose import Groups, Selector, Source, Taken, Units, selector_of, settled
-from .combine import Choice, why_refused
-from .criteria import Criterion, describe, is_named, magnitude
+from .choose import Groups, Selector, Taken, Units, selector_of, settled
+from .criteria import describe, is_named, magnitude
 from .elements import Facts
-from .heads import NO_ATTENTION, Head, UnitPattern, joined
+from .heads import NO_ATTENTION, Head, joined
 from .keys import key_at_least
 from .lamp import Counted, all_finite, count_together, lamp_counts
-from .patterns import NM, Channel, Pattern, Row
+from .patterns import NM, Channel, Pattern
 from .plan import Plan, row_of
 from .plan import Row as PlanRow
-from .saliency import is_wanda
+from .request import NONFINITE, Request
 from .select import Cut, identity
-from .spelling import Allocation, allocation_of, criterion_of, describe_allocation, pattern_of
+from .source import Source
+from .spelling import describe_allocation
 from .types import Parts, Reduce, Spec
 
 Match = Callable[[Spec, str], bool]
-NONFINITE = ("error", "keep", "prune")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of a plan, resolved and checked; see `secateur.prune` for the meaning of each."""
-
-    sparsity: float | None
-    threshold: float | None
-    criterion: Criterion
-    allocation: Allocation
-    pattern: Pattern
-    max_sparsity: float | Mapping[str, float] | None
-    min_keep: int
-    nonfinite: Literal["error", "keep", "prune"]
-
-    @staticmethod
-    def of(
-        sparsity: Any = None, *, threshold: Any = None, criterion: Any = "magnitude", allocation: Any = None,
-        pattern: Any = None, max_sparsity: Any = None, min_keep: Any = 0, nonfinite: Any = "error",
-        on_the_way: bool = False, data: bool = False,
-    ) -> Request:  # fmt: skip
-        """Resolves short forms and refuses what cannot be meant.
-
-        ``on_the_way``: a step of a schedule, at which N:M is given a smaller count than its full one. ``data``: statistics
-        will be measured, so a criterion may ask for some.
-
-        Raises:
-            BadInput: a value out of range or unknown.
-            NotDefined: choices that have no meaning together.
-        """
-        if sparsity is not None:
-            sparsity = check_sparsity(sparsity)
-        if threshold is not None:
-            threshold = _check_threshold(threshold)
-        if isinstance(max_sparsity, Mapping):
-            _check_table(max_sparsity, "max_sparsity")
-        elif max_sparsity is not None:
-            check_sparsity(max_sparsity, "max_sparsity")
-        if isinstance(min_keep, bool) or not isinstance(min_keep, int) or min_keep < 0:
-            raise BadInput(f"min_keep is a count of weights, an int >= 0; got {min_keep!r}.")
-        if nonfinite not in NONFINITE:
-            raise BadInput(f"nonfinite must be one of {', '.join(NONFINITE)}; got {nonfinite!r}.")
-        c = criterion_of(criterion, data)
-        p = pattern_of(pattern if pattern is not None else "row" if is_wanda(c) else "unstructured")
-        a = allocation_of(allocation if allocation is not None else "uniform" if isinstance(p, Row) else "global", data)
-        if isinstance(a, Mapping):
-            _check_table(a, "allocation")
-        caps = max_sparsity is not None or min_keep > 0
-        partly = on_the_way and isinstance(p, NM)
-        if reason := why_refused(Choice(p, a, c, nonfinite, None if partly else sparsity, threshold, caps)):
-            raise NotDefined(reason + ".")
-        if isinstance(p, NM):
-            full = 1 - p.keep / p.of
-            if partly and sparsity is not None and sparsity > full + 1e-9:
-                raise NotDefined(f"{p} means sparsity {full:g} at the most; the schedule asks for {sparsity}.")
-            sparsity = sparsity if partly and sparsity is not None and sparsity < full - 1e-9 else full
-        if sparsity is None and threshold is None and not isinstance(a, Mapping):
-            raise BadInput("say how much to prune: sparsity=0.9 (a fraction), or threshold=1e-3 (a magnitude).")
-        if isinstance(p, UnitPattern) and p.reduce is None:
-            # A norm belongs to magnitudes: squares lose the sign of other scores.
-            p = replace(p, reduce="l2" if a != "global" and c is magnitude else "mean")
-        return Request(sparsity, threshold, c, a, p, max_sparsity, min_keep, nonfinite)
-
-
-def _check_table(table: Mapping[str, float], what: str) -> None:
-    for glob, value in table.items():
-        if not isinstance(glob, str):
-            raise BadInput(f"{what} maps globs over names to sparsities; {glob!r} is not a string.")
-        check_sparsity(value, f"{what}[{glob!r}]")
-
-
-def _check_threshold(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or type(value).__module__ == "numpy":
-        raise BadInput(f"threshold must be a Python number > 0, got {value!r} ({type(value).__name__}).")
-    if not 0 < value < math.inf:
-        raise BadInput(
-            f"threshold is a magnitude, 0 < threshold < inf: weights with |w| < threshold go; got {value!r}."
-        )
-    return float(value)
+__all__ = ["NONFINITE", "Request", "counted", "eligible", "make", "odd_rows"]
 
 
 def make(specs: Sequence[Spec], parts: Parts, request: Request, match: Match, reduce: Reduce = identity) -> Plan:
@@ -151,8 +70,33 @@ def make(specs: Sequence[Spec], parts: Parts, request: Request, match: Match, re
         masks = {s.name: maker.mask(s, t.cut) for s, t in zip(pools, taken, strict=True)}
     return Plan(
         rows, request.sparsity, request.threshold, describe(request.criterion), describe_allocation(request.allocation),
-        request.pattern, request.nonfinite, (*warnings, *_warnings(rows)), masks,
+        request.pattern, request.nonfinite, (*warnings, *odd_rows(rows), *maker.says_nothing()), masks,
     )  # fmt: skip
+
+
+def counted(
+    specs: Sequence[Spec], parts: Parts, request: Request, match: Match, reduce: Reduce = identity
+) -> list[PlanRow]:
+    """What is known of a plan before a weight is scored: the zeros of every chosen tensor, and how many it is asked to lose. Of
+    heads a row is a layer's.
+
+    Args:
+        specs: as for `make`, all of which can carry the pattern.
+        parts, request, match, reduce: as for `make`; the criterion is not called.
+
+    Returns:
+        A row for each chosen tensor, ``asked`` being ``None`` where tensors share a count.
+
+    Raises:
+        BadInput, BadTensor, Infeasible: as `make`.
+    """
+    chosen = joined([s for s in specs if s.skip is None], request.pattern)
+    maker = _Maker(replace(request, criterion=magnitude), chosen, parts, reduce, match)
+    zeros, counts = [f.zeros for f in maker.facts], maker.counts()
+    return [
+        row_of(s, zeros=z, asked=None if counts is None else counts[i])
+        for i, (s, z) in enumerate(zip(chosen, zeros, strict=True))
+    ]
 
 
 def _planned(spec: Spec, request: Request, asked: int | None, taken: Taken) -> PlanRow:
@@ -191,7 +135,8 @@ def eligible(specs: Sequence[Spec], pattern: Pattern) -> tuple[list[Spec], list[
     return out, [f"{len(odd)} tensors cannot carry {pattern} and stay dense: {'; '.join(odd)}"] if odd else []
 
 
-def _warnings(rows: Sequence[PlanRow]) -> list[str]:
+def odd_rows(rows: Sequence[PlanRow]) -> list[str]:
+    """What the user should know of tensors that are or will be wholly zero."""
     pruned = [r for r in rows if r.skip is None and r.numel]
     empty = [r.name for r in pruned if r.zeros == r.numel]
     emptied = [r.name for r in pruned if r.prune == r.numel and r.zeros != r.numel]
@@ -245,18 +190,26 @@ class _Maker:
     def allocate(self) -> tuple[list[int | None], list[Taken]]:
         """(count asked of each tensor, what its cut does)."""
         r = self.request
+        unknown: list[int | None] = [None] * len(self.specs)
         if r.threshold is not None:
-            return [None] * len(self.specs), [self._below(s, r.threshold) for s in self.specs]
+            return unknown, [self._below(s, r.threshold) for s in self.specs]
+        if (counts := self.counts()) is not None:
+            return list(counts), self._each(counts)
+        if isinstance(r.pattern, NM):
+            return unknown, self.selector.take(self.specs, self._total())
+        return self._pooled()
+
+    def counts(self) -> list[int] | None:
+        """The count of each tensor where it is known before any score; ``None`` where the tensors are one pool."""
+        r = self.request
+        if r.threshold is not None:
+            return None
         if isinstance(self.selector, Groups) and isinstance(r.pattern, NM):
             assert r.sparsity is not None
             if r.sparsity < 1 - r.pattern.keep / r.pattern.of:
-                return [None] * len(self.specs), self.selector.take(self.specs, self._total())
-            counts = [self.selector.full_count(s) for s in self.specs]
-            return list(counts), self._each(counts)
-        if r.allocation == "global":
-            return self._pooled()
-        counts = self._counts()
-        return list(counts), self._each(counts)
+                return None
+            return [self.selector.full_count(s) for s in self.specs]
+        return None if r.allocation == "global" else self._counts()
 
     def _each(self, counts: Sequence[int]) -> list[Taken]:
         return self.selector.take_each(self.specs, counts)
@@ -374,6 +327,15 @@ class _Maker:
                 if not any(self.match(s, glob) for s in self.specs):
                     known = ", ".join(s.name for s in self.specs[:8])
                     raise NothingChosen(f"{what}: {glob!r} matches none of the chosen tensors ({known}, …).")
+
+    def says_nothing(self) -> list[str]:
+        """A warning of tensors whose weights the criterion does not tell apart."""
+        if not self.source.constant:
+            return []
+        what = describe(self.request.criterion)
+        return [
+            f"{what} gives all weights of a tensor one value, so they go by their index: {', '.join(self.source.constant)}"
+        ]
 
     def mask(self, spec: Spec, cut: Cut) -> torch.Tensor:
         """The packed keep-mask of one tensor."""

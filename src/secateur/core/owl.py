@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from secateur.errors import BadInput, Infeasible
@@ -19,7 +20,8 @@ class OWL:
 
     With A = |w| ‖x‖ over all weights of block l, ``D_l = share of A > outlier · mean(A)``; the D are scaled to span
     ``[0, 2 · limit]`` and shifted to the mean 0, and block l gets the density ``1 - sparsity + D_l``. All layers of a block get
-    the same. The total is exact: the densities move together until it is, where the paper's is near.
+    the same. The total is exact: the densities move together until it is, where the paper's is near. A layer outside the
+    network's blocks, and with ``Calibration(…, blocks="whole")`` every layer, is a block of its own.
 
     Args:
         outlier: how many times the mean a score must exceed (M in the paper: 5 for LLaMA-7B).
@@ -76,13 +78,18 @@ class OWL:
         return dict(zip(names, level_counts(slopes, limits, total), strict=True))
 
 
-def outliers(scores: Sequence[Tensor], outlier: float) -> float:
+def outliers(scores: Callable[[], Iterable[Tensor]], outlier: float) -> float:
     """The share of scores of one block that exceed ``outlier`` times their mean.
 
+    Args:
+        scores: gives those of one tensor after another, so that no more are in memory; called twice.
+        outlier: see `OWL`.
+
     >>> import torch
-    >>> outliers([torch.tensor([1.0, 1.0]), torch.tensor([1.0, 9.0])], 2.0)
+    >>> outliers(lambda: [torch.tensor([1.0, 1.0]), torch.tensor([1.0, 9.0])], 2.0)
     0.25
     """
-    number = sum(s.numel() for s in scores)
-    mean = sum(float(s.double().sum()) for s in scores) / number
-    return sum(int((s > outlier * mean).sum()) for s in scores) / number
+    number, total = 0, 0.0
+    for s in scores():
+        number, total = number + s.numel(), total + float(s.sum(dtype=torch.float64))
+    return sum(int((s > outlier * total / number).sum()) for s in scores()) / number

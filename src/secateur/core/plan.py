@@ -17,13 +17,14 @@ from torch import Tensor
 from secateur.errors import BadInput, PlanMismatch
 
 from .bits import unpack
-from .choose import Source, selector_of
+from .choose import selector_of
 from .criteria import Criterion, RandomCriterion, magnitude
 from .elements import chunks_of
 from .heads import Head, Slices
 from .keys import FORMATS
 from .patterns import Block, Channel, GroupPattern, Pattern
 from .select import Cut, identity
+from .source import Source
 from .spelling import pattern_of
 from .types import Align, Attention, Member, Part, Parts, Reduce, Spec
 from .units import pieces_gone

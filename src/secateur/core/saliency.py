@@ -2,6 +2,8 @@
 
 Each takes the weight and, by name, the statistics it is made of: ``(weight, *, statistic, …) -> score``, same shape, higher =
 keep. `bind` joins one with the statistics of a model's tensors, which makes of it a criterion like any other.
+
+Scores are float64: there the product of two float32 numbers is exact, so that no two weights are taken for equal that are not.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -22,12 +25,15 @@ Statistics = Mapping[str, Mapping[str, Tensor]]
 """``{tensor name: {statistic: tensor}}``, as `secateur.calibrate` returns them."""
 
 DIMS = ("out_dim", "in_dim")
+LIKE_WEIGHT = ("grad", "fisher_diag", "hessian_diag", "fisher_inverse_diag")
+"""Statistics of the weight's own shape."""
 STATISTICS = {
     "input_norm": "root mean square of each input feature, (in,)",
     "grad": "mean gradient of the loss, of the weight's shape",
     "fisher_diag": "mean of squared gradients, of the weight's shape",
     "hessian_diag": "diagonal of the Hessian of the loss, of the weight's shape",
     "fisher_inverse_diag": "diagonal of the inverse of the block Fisher matrix, of the weight's shape",
+    "fisher_inverse": "inverse blocks of the Fisher matrix, (blocks, B, B)",
     "hessian": "2/n Σ x xᵀ over the layer's inputs, (in, in)",
     "channel_activation": "mean |activation| of each output channel, (out,)",
     "channel_apoz": "share of zero activations of each output channel, (out,)",
@@ -51,17 +57,20 @@ def wanda(weight: Tensor, *, input_norm: Tensor, in_dim: int) -> Tensor:
         in_dim: the dimension of the weight that holds the input features.
 
     Returns:
-        Scores, float32, of the weight's shape.
+        Scores, float64, of the weight's shape.
+
+    Raises:
+        BadInput: norms of another number of inputs than the weight has.
 
     Example:
         >>> import torch, secateur
         >>> w = torch.tensor([[3.0, 1.0]])
-        >>> secateur.criteria.wanda(w, input_norm=torch.tensor([0.1, 2.0]), in_dim=1)
-        tensor([[0.3000, 2.0000]])
+        >>> secateur.criteria.wanda(w, input_norm=torch.tensor([0.5, 2.0]), in_dim=1)
+        tensor([[1.5000, 2.0000]], dtype=torch.float64)
 
     Sun et al., "A simple and effective pruning approach for large language models" (arXiv:2306.11695).
     """
-    return weight.float().abs() * _along(input_norm.float(), weight, in_dim)
+    return weight.double().abs().mul_(_along(input_norm, weight, in_dim))
 
 
 def _along(vector: Tensor, weight: Tensor, dim: int) -> Tensor:
@@ -70,12 +79,15 @@ def _along(vector: Tensor, weight: Tensor, dim: int) -> Tensor:
         shape = [1] * weight.dim()
         shape[dim] = -1
         return vector.reshape(shape)
-    groups = vector.numel() // max(1, weight[0].numel())
-    return (
-        vector.reshape(groups, 1, *weight.shape[1:])
-        .expand(-1, len(weight) // groups, *weight.shape[1:])
-        .reshape(weight.shape)
-    )
+    kernel = weight.shape[1:]
+    groups, rest = divmod(vector.numel(), max(1, prod(kernel)))
+    if weight.dim() < 3 or dim != 1 or rest or not groups or len(weight) % groups:
+        raise BadInput(
+            f"statistics of {vector.numel()} input features do not belong to a weight of the shape {tuple(weight.shape)}, its "
+            f"inputs along dim {dim}: they were measured on another model."
+        )
+    each = vector.reshape(groups, 1, *kernel).expand(groups, len(weight) // groups, *kernel)
+    return each.reshape(weight.shape)
 
 
 def taylor(weight: Tensor, *, grad: Tensor) -> Tensor:
@@ -85,16 +97,16 @@ def taylor(weight: Tensor, *, grad: Tensor) -> Tensor:
         weight, grad: of one shape; the gradient is the mean over the calibration batches.
 
     Returns:
-        Scores, float32.
+        Scores, float64.
 
     Example:
         >>> import torch, secateur
-        >>> secateur.criteria.taylor(torch.tensor([2.0, -3.0]), grad=torch.tensor([0.5, 0.1]))
-        tensor([1.0000, 0.3000])
+        >>> secateur.criteria.taylor(torch.tensor([2.0, -3.0]), grad=torch.tensor([0.5, 0.25]))
+        tensor([1.0000, 0.7500], dtype=torch.float64)
 
     Molchanov et al., "Importance estimation for neural network pruning" (arXiv:1906.10771), for single weights.
     """
-    return (weight.float() * grad.float()).abs()
+    return (weight.double() * grad).abs_()
 
 
 def snip(weight: Tensor, *, grad: Tensor) -> Tensor:
@@ -107,12 +119,12 @@ def snip(weight: Tensor, *, grad: Tensor) -> Tensor:
         weight, grad: of one shape.
 
     Returns:
-        Scores, float32.
+        Scores, float64.
 
     Example:
         >>> import torch, secateur
         >>> secateur.criteria.snip(torch.tensor([2.0]), grad=torch.tensor([-0.5]))
-        tensor([1.])
+        tensor([1.], dtype=torch.float64)
 
     Lee et al., "SNIP: single-shot network pruning based on connection sensitivity" (arXiv:1810.02340).
     """
@@ -129,16 +141,16 @@ def obd(weight: Tensor, *, hessian_diag: Tensor) -> Tensor:
         weight, hessian_diag: of one shape.
 
     Returns:
-        Scores, float32.
+        Scores, float64.
 
     Example:
         >>> import torch, secateur
         >>> secateur.criteria.obd(torch.tensor([2.0, 1.0]), hessian_diag=torch.tensor([0.5, 3.0]))
-        tensor([1.0000, 1.5000])
+        tensor([1.0000, 1.5000], dtype=torch.float64)
 
     LeCun, Denker and Solla, "Optimal brain damage" (NeurIPS 1989).
     """
-    return 0.5 * hessian_diag.float() * weight.float().square()
+    return weight.double().square().mul_(hessian_diag).mul_(0.5)
 
 
 def fisher(weight: Tensor, *, fisher_diag: Tensor) -> Tensor:
@@ -148,16 +160,16 @@ def fisher(weight: Tensor, *, fisher_diag: Tensor) -> Tensor:
         weight, fisher_diag: of one shape; the mean is over the calibration's gradients, one a batch.
 
     Returns:
-        Scores, float32.
+        Scores, float64.
 
     Example:
         >>> import torch, secateur
         >>> secateur.criteria.fisher(torch.tensor([2.0]), fisher_diag=torch.tensor([0.5]))
-        tensor([1.])
+        tensor([1.], dtype=torch.float64)
 
     Theis et al., "Faster gaze prediction with dense networks and Fisher pruning" (arXiv:1801.05787), for single weights.
     """
-    return 0.5 * fisher_diag.float() * weight.float().square()
+    return weight.double().square().mul_(fisher_diag).mul_(0.5)
 
 
 def woodfisher(weight: Tensor, *, fisher_inverse_diag: Tensor) -> Tensor:
@@ -169,17 +181,17 @@ def woodfisher(weight: Tensor, *, fisher_inverse_diag: Tensor) -> Tensor:
         weight, fisher_inverse_diag: of one shape.
 
     Returns:
-        Scores, float32.
+        Scores, float64.
 
     Example:
         >>> import torch, secateur
         >>> secateur.criteria.woodfisher(torch.tensor([2.0]), fisher_inverse_diag=torch.tensor([4.0]))
-        tensor([0.5000])
+        tensor([0.5000], dtype=torch.float64)
 
     Singh and Alistarh, "WoodFisher: efficient second-order approximation for neural network compression" (arXiv:2004.14340);
     Kurtic et al., "The optimal BERT surgeon" (arXiv:2203.07259).
     """
-    return weight.float().square() / (2 * fisher_inverse_diag.float())
+    return weight.double().square().div_(fisher_inverse_diag).mul_(0.5)
 
 
 def movement(weight: Tensor, *, grad: Tensor) -> Tensor:
@@ -191,16 +203,16 @@ def movement(weight: Tensor, *, grad: Tensor) -> Tensor:
         weight, grad: of one shape.
 
     Returns:
-        Scores, float32.
+        Scores, float64.
 
     Example:
         >>> import torch, secateur
         >>> secateur.criteria.movement(torch.tensor([2.0, 2.0]), grad=torch.tensor([-0.5, 0.5]))
-        tensor([ 1., -1.])
+        tensor([ 1., -1.], dtype=torch.float64)
 
     Sanh, Wolf and Rush, "Movement pruning: adaptive sparsity by fine-tuning" (arXiv:2005.07683).
     """
-    return -weight.float() * grad.float()
+    return (weight.double() * grad).neg_()
 
 
 NAMED: dict[str, Criterion] = {
@@ -224,21 +236,32 @@ class Bound:
         return str(getattr(self.criterion, "__name__", type(self.criterion).__name__))
 
     def __call__(self, weight: Tensor, *, name: str, index: Tensor) -> Tensor:
-        known: dict[str, Any] = {
-            "name": name,
-            "index": index,
-            **dict(zip(DIMS, self.dims.get(name, (None, None)), strict=True)),
-        }
-        measured = self.statistics.get(name, {})
-        asked = {p.name: p for p in inspect.signature(self.criterion).parameters.values()}
+        dims = self.dims.get(name, (None, None))
+        known: dict[str, Any] = {"name": name, "index": index, **dict(zip(DIMS, dims, strict=True))}
+        asked = inspect.signature(self.criterion).parameters
         extra = {n: known[n] for n in asked if n in known}
-        for n in needs(self.criterion):
-            if n not in measured:
-                raise BadInput(
-                    f"the criterion {self.__name__} needs {n!r} of {name!r}, which the statistics do not have."
-                )
-            extra[n] = measured[n].to(weight.device)
+        if unknown := [n for n in DIMS if n in asked and known[n] is None and asked[n].default is asked[n].empty]:
+            raise BadInput(
+                f"the criterion {self.__name__} asks for {unknown[0]!r} of {name!r}, which is not known: give it to bind as "
+                "dims={name: (out_dim, in_dim)}."
+            )
+        measured = self.statistics.get(name, {})
+        extra |= {n: self._statistic(measured, n, name, weight) for n in needs(self.criterion)}
         return self.criterion(weight, **extra)
+
+    def _statistic(self, measured: Mapping[str, Tensor], what: str, name: str, weight: Tensor) -> Tensor:
+        found = measured.get(what)
+        if not isinstance(found, Tensor):
+            raise BadInput(
+                f"the criterion {self.__name__} needs {what!r} of {name!r}, which the statistics do not have: calibrate the "
+                "model that is pruned, with this statistic, or leave the tensor out with ignore=."
+            )
+        if what in LIKE_WEIGHT and found.shape != weight.shape:
+            raise BadInput(
+                f"{what!r} of {name!r} has the shape {tuple(found.shape)}, the weight {tuple(weight.shape)}: it was measured on "
+                "another model."
+            )
+        return found.to(weight.device)
 
 
 def needs(criterion: Callable[..., Tensor]) -> tuple[str, ...]:
@@ -275,6 +298,6 @@ def bind(
     >>> import torch
     >>> by_fisher = bind(fisher, {"fc.weight": {"fisher_diag": torch.tensor([2.0])}})
     >>> by_fisher(torch.tensor([3.0]), name="fc.weight", index=torch.tensor([0]))
-    tensor([9.])
+    tensor([9.], dtype=torch.float64)
     """
     return Bound(criterion, statistics, dims or {})

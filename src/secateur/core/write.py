@@ -13,7 +13,7 @@ from secateur.errors import PlanMismatch
 
 from . import fast
 from .bits import zero_
-from .choose import Source, Taken, Units, selector_of, settled
+from .choose import Taken, Units, selector_of, settled
 from .criteria import magnitude
 from .elements import Measured, Meter
 from .heads import Head, UnitPattern
@@ -22,6 +22,7 @@ from .patterns import NM, Channel, Row, Unstructured
 from .plan import Plan, gone, named_criterion, units_of
 from .plan import Row as PlanRow
 from .select import identity
+from .source import Source
 from .types import Align, Member, Part, Parts, Reduce, Spec
 from .units import units_gone
 

@@ -158,7 +158,7 @@ def _flops_of(piece: Piece, flops: Flops) -> int:
 
 
 def _solved(
-    scan: Sensitivity, worth: Mapping[str, float], need: float, whole: float, zeros: Mapping[str, int], budget: Budget
+    scan: Sensitivity, worth: Mapping[str, float], need: int, whole: int, zeros: Mapping[str, int], budget: Budget
 ) -> dict[str, int]:
     """Counts by tensor: layer by layer at the least predicted loss, and in a group the same share of every tensor."""
     layers = [layer for layer in usable(scan) if layer.numel]
@@ -178,16 +178,15 @@ def _solved(
     return counts
 
 
-def _refuse_infeasible(
-    curves: Sequence[Curve], gains: Sequence[float], need: float, whole: float, budget: Budget
-) -> None:
+def _refuse_infeasible(curves: Sequence[Curve], gains: Sequence[float], need: int, whole: int, budget: Budget) -> None:
     most = sum(g * c.high for g, c in zip(gains, curves, strict=True))
     if need <= most * (1.0 if budget == "weights" else 1 + 1e-9):
         return
     what = {"weights": "weights", "flops": "FLOPs", "bytes": "bytes of the values"}[budget]
     raise Infeasible(
-        f"{need / whole:.6g} of the {what} are to go, and no layer goes beyond the sparsity it was measured at (with a finite "
-        f"metric): that is {_floor(most / whole)} at most. Ask for less, or measure the layers at higher sparsities."
+        f"{need:,} of {whole:,} {what} are to go, and no layer goes beyond the sparsity it was measured at (with a finite "
+        f"metric): that is {int(most):,} at most, a share of {_floor(most / whole)}. Ask for less, or measure the layers at "
+        "higher sparsities."
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,20 +15,21 @@ from secateur.core.patterns import Pattern
 from secateur.core.saliency import STATISTICS, Statistics
 from secateur.core.spelling import pattern_of
 from secateur.core.types import Spec
-from secateur.errors import BadInput
+from secateur.errors import BadInput, SecateurWarning
 from secateur.stores.base import choose
 from secateur.stores.memory import MemoryStore
 
 from .batches import device_of, moved, run_batch
 from .blocks import without_cache
+from .gradients import gradients
 from .losses import Loss
-from .mode import only_training
+from .mode import eager, only_training
 from .structures import channel_statistics
 from .unit_gradients import unit_gradients
-from .watch import Watch, why_unseen
+from .watch import Watch, too_few, why_unseen
 
 INPUTS = ("input_norm", "hessian")
-GRADIENTS = ("grad", "fisher_diag", "hessian_diag", "fisher_inverse_diag")
+GRADIENTS = ("grad", "fisher_diag", "hessian_diag", "fisher_inverse_diag", "fisher_inverse")
 CHANNELS = ("channel_activation", "channel_apoz", "norm_scale")
 UNITS = ("channel_taylor", "head_gradient")
 
@@ -83,9 +85,15 @@ class Calibration:
         forward: ``forward(model, batch)`` runs the model on a batch where the default (``model(batch)``, ``model(batch[0])``,
             ``model(**batch)``) does not; its result is not used.
         blocks: ``"auto"`` finds the list of layers of a transformer and the children of an ``nn.Sequential``; the name of a
-            module whose children are the blocks; the blocks' names in the order they run; or ``"whole"`` to observe all layers of
-            the dense network in one go.
+            module whose children are the blocks; the blocks' names in the order they run; ``"layers"`` to take every layer by
+            itself, in a network of any form, which then runs anew for each; or ``"whole"`` to observe all layers of the dense
+            network in one go.
         progress: told of every `Step`.
+        per_sample: whether every sample gives a gradient of its own, instead of every batch: slower, and what the empirical
+            Fisher matrix is made of.
+        probes, seed: draws a batch, and what draws their signs, for the Hessian's diagonal (Hutchinson).
+        block, damping: weights of a block of the Fisher matrix, and what is added to its diagonal, for WoodFisher. A block
+            takes ``8 * block`` bytes a weight.
 
     Example:
         >>> import torch, secateur
@@ -100,6 +108,11 @@ class Calibration:
     forward: Forward | None = None
     blocks: str | Sequence[str] = "auto"
     progress: Callable[[Step], None] | None = None
+    per_sample: bool = False
+    probes: int = 1
+    seed: int = 0
+    block: int = 50
+    damping: float = 1e-5
 
     @staticmethod
     def of(value: Any) -> Calibration:
@@ -108,22 +121,28 @@ class Calibration:
         Raises:
             BadInput: something that gives no batches.
         """
-        if isinstance(value, Calibration):
-            inner = value.batches
-        else:
-            inner = value
-        if isinstance(inner, Tensor | Mapping | str | bytes) or not isinstance(inner, Iterable):
+        made = value if isinstance(value, Calibration) else Calibration(value)
+        batches = made.batches
+        if isinstance(batches, Tensor | Mapping | str | bytes) or not isinstance(batches, Iterable):
             raise BadInput(
-                f"calibration takes batches of input, or secateur.Calibration(batches, …); got a {type(inner).__name__}. For a "
+                f"calibration takes batches of input, or secateur.Calibration(batches, …); got a {type(batches).__name__}. For a "
                 "single batch pass [batch]."
             )
-        return value if isinstance(value, Calibration) else Calibration(value)
+        for what in ("loss", "forward", "progress"):
+            if not (callable(found := getattr(made, what)) or found is None):
+                raise BadInput(f"Calibration: {what} is a function; got {found!r}.")
+        names = [made.blocks] if isinstance(made.blocks, str) else made.blocks
+        if not isinstance(names, Sequence) or not names or not all(isinstance(n, str) for n in names):
+            raise BadInput(
+                f'Calibration: blocks is "auto", "whole", the name of a module or a list of names; got {made.blocks!r}.'
+            )
+        return made
 
 
 def calibrate(
     model: nn.Module,
     calibration: Calibration | Iterable[Any],
-    statistics: Sequence[str] = ("input_norm",),
+    statistics: str | Sequence[str] = ("input_norm",),
     *,
     include: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] | None = None,
@@ -158,30 +177,53 @@ def calibrate(
         tensor([3.5355, 0.7071])
     """
     calibration = Calibration.of(calibration)
-    wanted = tuple(dict.fromkeys(statistics))
+    wanted = tuple(dict.fromkeys([statistics] if isinstance(statistics, str) else statistics))
     if unknown := [s for s in wanted if s not in STATISTICS]:
         raise BadInput(f"calibrate knows the statistics {', '.join(STATISTICS)}; got {', '.join(map(repr, unknown))}.")
     store = MemoryStore(model, roles=roles)
     units = pattern_of(pattern)
     specs, _ = eligible(choose(store.specs(), include, ignore), units)
     store.check(specs)
-    return measure(model, store, [s for s in specs if s.skip is None], calibration, wanted, units)
+    notes: list[str] = []
+    found = measure(model, store, [s for s in specs if s.skip is None], calibration, wanted, units, notes)
+    for text in notes:
+        warnings.warn(text, SecateurWarning, stacklevel=2)
+    return found
 
 
 def measure(
     model: nn.Module, store: MemoryStore, specs: Sequence[Spec], calibration: Calibration, wanted: Sequence[str],
-    pattern: Pattern,
+    pattern: Pattern, notes: list[str],
 ) -> dict[str, dict[str, Tensor]]:  # fmt: skip
-    """Statistics of some tensors of a model as it is, in as few runs as there are kinds of them."""
+    """Statistics of some tensors of a model as it is, in as few runs as there are kinds of them. What the user should know is
+    added to ``notes``."""
     out: dict[str, dict[str, Tensor]] = {s.name: {} for s in specs}
     if any(w in INPUTS for w in wanted):
-        _merge(out, observe(model, store, specs, calibration, gram="hessian" in wanted))
+        watch = observe(model, store, specs, calibration, gram="hessian" in wanted)
+        notes += too_few(watch.short)
+        _merge(out, watch.statistics())
+    if made := [w for w in wanted if w in GRADIENTS]:
+        _merge(out, _gradients(model, specs, calibration, made))
     if any(w in CHANNELS for w in wanted):
         weights = [(s, store.entry(s).tensor) for s in specs]
         _merge(out, channel_statistics(model, weights, calibration.batches, wanted, calibration.forward))
     for name in [w for w in wanted if w in UNITS]:
         _merge(out, unit_gradients(name, model, store, specs, calibration.batches, calibration.loss, pattern))
     return out
+
+
+def _gradients(model: nn.Module, specs: Sequence[Spec], calibration: Calibration, wanted: Sequence[str]) -> Statistics:
+    """The statistics of gradients."""
+    c = calibration
+    if c.loss is None:
+        raise BadInput(
+            f"{', '.join(wanted)} is made of gradients: say of which loss, secateur.Calibration(batches, loss=…), a function "
+            "(model, batch) -> scalar."
+        )
+    return gradients(
+        model, c.batches, c.loss, [s.name for s in specs], wanted,
+        per_sample=c.per_sample, seed=c.seed, probes=c.probes, block=c.block, damping=c.damping,
+    )  # fmt: skip
 
 
 def _merge(into: dict[str, dict[str, Tensor]], found: Statistics) -> None:
@@ -201,21 +243,14 @@ def watched(store: MemoryStore, specs: Sequence[Spec], gram: bool) -> Watch:
     return Watch([(s, store.entry(s).tensor) for s in specs], gram=gram)
 
 
-def observe(
-    model: nn.Module, store: MemoryStore, specs: Sequence[Spec], calibration: Calibration, gram: bool
-) -> Statistics:
-    """``input_norm`` and, with ``gram``, ``hessian`` of every layer, from one run of the dense model a batch."""
+def observe(model: nn.Module, store: MemoryStore, specs: Sequence[Spec], calibration: Calibration, gram: bool) -> Watch:
+    """The inputs of every layer, and with ``gram`` their products, added up over one run of the dense model a batch."""
     watch, run, count = watched(store, specs, gram), calibration.forward or run_batch, 0
     device = device_of(model)
-    with torch.no_grad(), only_training(model), without_cache(model), watch:
+    with torch.no_grad(), only_training(model), without_cache(model), eager(), watch:
         for batch in calibration.batches:
             run(model, moved(batch, device))
             count += 1
     if not count:
         raise BadInput("the calibration is empty: there is no batch to run. Was its loader used up before?")
-    return {name: seen.statistics() for name, seen in watch.seen.items()}
-
-
-def each_batch(calibration: Calibration) -> Iterator[Any]:
-    """The batches, once."""
-    return iter(calibration.batches)
+    return watch

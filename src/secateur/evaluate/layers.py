@@ -12,17 +12,18 @@ from secateur.core.allocate import Bounds, level_counts
 from secateur.core.bits import zero_
 from secateur.core.keys import nonzero
 from secateur.core.patterns import NM, Pattern
-from secateur.core.solve.asked import AnySolver, asked
+from secateur.core.solve.asked import AnySolver, asked, solver_name
 from secateur.core.types import Spec
+from secateur.errors import BadTensor
 
 
 class Solved(NamedTuple):
-    """A layer's new weight in its own shape, which weights stay, and what the solver accounts for."""
+    """A layer's new weight in its own shape, which weights stay, and what the solver accounts for, if it does."""
 
     weight: Tensor
     mask: Tensor
-    loss: float
-    damping: float
+    loss: float | None = None
+    damping: float | None = None
 
 
 def solve_layer(
@@ -37,12 +38,13 @@ def solve_layer(
         measured: its statistics.
         pattern, count: what is to go, for a solver that chooses itself.
         mask: what stays, for one that does not.
+
+    Raises:
+        BadTensor: the solver returned something else than it should.
     """
     given: dict[str, Any] = {"pattern": pattern, "count": count, "mask": mask, "name": spec.name}
-    wants = asked(solver)
-    if "hessian" not in wants:
-        given["fisher_inverse"] = measured["fisher_inverse"]
-        return Solved(*solver(weight, **{k: v for k, v in given.items() if k in wants}))
+    if "hessian" not in asked(solver):
+        return _solve(solver, spec, weight, given | {"fisher_inverse": measured["fisher_inverse"]})
     rows, order = _rows(spec, weight, pattern)
     kept = None if mask is None else _rows(spec, mask, pattern)[0]
     hessians = measured["hessian"].reshape(len(rows), rows.shape[2], -1)
@@ -51,9 +53,51 @@ def solve_layer(
     found = []
     for i, n in enumerate(_shares(rows, pattern, count)):
         own = given | {"hessian": hessians[i].to(weight.device), "count": n, "mask": None if kept is None else kept[i]}
-        found.append(solver(rows[i], **{k: v for k, v in own.items() if k in wants}))
-    new, stay = (_back(spec, torch.stack([f[i] for f in found]), order) for i in (0, 1))
-    return Solved(new, stay, sum(f.loss for f in found), max(f.damping for f in found))
+        found.append(_solve(solver, spec, rows[i], own))
+    new, stay = (_back(spec, torch.stack(each), order) for each in ([f.weight for f in found], [f.mask for f in found]))
+    losses = [f.loss for f in found if f.loss is not None]
+    dampings = [f.damping for f in found if f.damping is not None]
+    return Solved(new, stay, sum(losses) if losses else None, max(dampings) if dampings else None)
+
+
+def _solve(solver: AnySolver, spec: Spec, weight: Tensor, given: Mapping[str, Any]) -> Solved:
+    """What a solver returns, if it is what it should be."""
+    who, wants = f"the solver {solver_name(solver)}", asked(solver)
+    with torch.autocast(weight.device.type, enabled=False):
+        found = solver(weight, **{k: v for k, v in given.items() if k in wants})
+    try:
+        solved = Solved(*found)
+    except TypeError:
+        raise BadTensor(
+            f"{who} must return (weight, mask) or (weight, mask, loss, damping); got a {type(found).__name__}."
+        ) from None
+    for what, t, kind in (("weight", solved.weight, "of real numbers"), ("mask", solved.mask, "of bool")):
+        fits = isinstance(t, Tensor) and t.shape == weight.shape and (t.dtype == torch.bool) == (what == "mask")
+        if not fits or t.is_complex():
+            got = f"{t.dtype}, {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
+            raise BadTensor(
+                f"{who} must return a {what} {kind} of the shape {tuple(weight.shape)} for {spec}; got {got}."
+            )
+    if bad := int((~torch.isfinite(solved.weight[solved.mask])).sum()):
+        raise BadTensor(f"{who} returned {bad} NaN or infinite weights for {spec}.")
+    _check_choice(who, solved.mask, spec, weight, given)
+    return solved
+
+
+def _check_choice(who: str, mask: Tensor, spec: Spec, weight: Tensor, given: Mapping[str, Any]) -> None:
+    """Refuses a mask that is not the one that was given, or not of the count and groups that were asked for."""
+    pattern, gone = given["pattern"], int((~mask).sum())
+    if given["mask"] is not None:
+        if not torch.equal(mask, given["mask"]):
+            raise BadTensor(f"{who} returned another mask for {spec} than the one it was given.")
+        return
+    if bool((mask & ~nonzero(weight)).any()):
+        raise BadTensor(f"{who} keeps weights of {spec} that are zero already: those go first, and count.")
+    if isinstance(pattern, NM):
+        if bool((mask.view(len(mask), -1, pattern.of).sum(2) > pattern.keep).any()):
+            raise BadTensor(f"{who} keeps more than {pattern.keep} weights in a group of {pattern.of} of {spec}.")
+    elif gone != given["count"]:
+        raise BadTensor(f"{who} prunes {gone} weights of {spec} where {given['count']} were asked for.")
 
 
 def write_layer(weight: Tensor, solved: Solved) -> None:

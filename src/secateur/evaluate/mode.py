@@ -1,10 +1,12 @@
-"""Which modules train, set for a while and put back."""
+"""How a model runs, set for a while and put back: which modules train, and nothing compiled."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
 from torch import nn
 
 
@@ -25,3 +27,10 @@ def only_training(model: nn.Module, training: Collection[nn.Module] = ()) -> Ite
     finally:
         for m, was in before:
             m.training = was
+
+
+def eager() -> AbstractContextManager[object]:
+    """Compiled modules run as they are written: what looks on from outside does not see into compiled code."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")

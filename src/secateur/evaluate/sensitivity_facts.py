@@ -150,7 +150,12 @@ class Sensitivity:
         """How much worse the metric is with a layer at a sparsity, in its own unit; below 0 where it is better.
 
         ``inf`` where the metric was not finite, which is the worst; ``None`` where nothing was measured.
+
+        Raises:
+            BadInput: a sparsity that was not asked for.
         """
+        if sparsity not in self.sparsities:
+            raise BadInput(f"this scan has the sparsities {', '.join(map(str, self.sparsities))}; got {sparsity!r}.")
         found = layer if isinstance(layer, Layer) else self[layer]
         point = found.at(sparsity)
         return None if point is None else self.worse(point)

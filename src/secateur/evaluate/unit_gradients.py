@@ -156,9 +156,9 @@ def head_gradient(
     with differentiable(model), _hooked(owners):
         for count, batch in enumerate(batches, 1):
             value = loss_of(loss, model, moved(batch, device), f"batch {count}")
-            gates = [g for g in layers.values() if g.gate is not None]
-            found = torch.autograd.grad(value, [g.gate for g in gates if g.gate is not None], allow_unused=True)
-            for g, grad in zip(gates, found, strict=True):
+            gates = {g.gate: g for g in layers.values() if g.gate is not None}
+            found = torch.autograd.grad(value, [*gates], allow_unused=True) if gates else ()
+            for g, grad in zip(gates.values(), found, strict=True):
                 g.add(grad)
     if not count:
         raise BadInput(NO_BATCH)

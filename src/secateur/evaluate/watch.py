@@ -6,8 +6,10 @@ transposed ``Conv1D`` and padding done by hand are all seen as they are, and the
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -15,12 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from secateur.core.solve.base import exactly
 from secateur.core.types import Spec
 from secateur.errors import BadInput
 
 AT_ONCE = 1 << 24
 """Elements of unfolded convolution inputs that are held at a time."""
-OBSERVED = ("linear", "linear_transposed", "conv")
+OBSERVED = ("linear", "linear_transposed", "head", "router", "conv")
 """Roles of weights whose inputs an operation shows."""
 
 
@@ -65,21 +68,51 @@ class Seen:
         if gram is not None:
             self.gram = gram.clone() if self.gram is None else self.gram.add_(gram)
 
+    @property
+    def features(self) -> int:
+        """Numbers in one input: of a convolution, for each kernel position and channel of a group."""
+        conv = self.spec.role == "conv"
+        return prod(self.spec.shape[1:]) if conv else self.spec.shape[self.spec.in_dim or 0]
+
+    @property
+    def short(self) -> bool:
+        """Whether there are fewer inputs than features, so that the sum of products is singular."""
+        return self.gram is not None and self.count < self.features
+
     def statistics(self) -> dict[str, Tensor]:
-        """``input_norm`` and, if it was wanted, ``hessian``; with a leading dim of groups only where there are several."""
+        """``input_norm`` and, if it was wanted, ``hessian``; with a leading dim of groups only where there are several.
+
+        The sums are handed over, not copied: a Hessian is large.
+        """
         if self.squares is None or self.count == 0:
             raise BadInput(
-                f"no calibration batch reached {self.spec}, so nothing is known of its inputs. Leave it out with ignore=, or "
-                "calibrate with batches that use it."
+                f"no calibration batch reached {self.spec}, so its inputs are not known: its layer did not run, or does not "
+                "multiply as linear layers and convolutions do. Leave it out with ignore=, or calibrate with batches that use it."
             )
         out = {"input_norm": _single((self.squares / self.count).sqrt().float())}
         if self.gram is not None:
-            out["hessian"] = _single(self.gram * (2.0 / self.count))
+            out["hessian"] = _single(self.gram.mul_(2.0 / self.count))
+            self.gram = None
         return out
 
 
 def _single(stacked: Tensor) -> Tensor:
     return stacked[0] if stacked.shape[0] == 1 else stacked
+
+
+def too_few(short: Sequence[str]) -> list[str]:
+    """A warning of layers whose Hessians are singular, if there are any.
+
+    >>> too_few(["fc.weight: 3 of 8"])[0].partition(":")[0]
+    'fewer inputs than features went into the Hessian of 1 layer (fc.weight'
+    """
+    if not short:
+        return []
+    some = ", ".join(short[:4]) + (", …" if len(short) > 4 else "")
+    what = "Hessian of 1 layer" if len(short) == 1 else f"Hessians of {len(short)} layers"
+    return [
+        f"fewer inputs than features went into the {what} ({some}), so damping must make up for it: calibrate with more data."
+    ]
 
 
 class Watch(TorchFunctionMode):
@@ -93,6 +126,7 @@ class Watch(TorchFunctionMode):
     def __init__(self, weights: Sequence[tuple[Spec, Tensor]], *, gram: bool) -> None:
         super().__init__()
         self.seen = {spec.name: Seen(spec, gram) for spec, _ in weights}
+        self.order: dict[str, None] = {}  # names of the weights, as their layers first ran
         self._by_id = {id(t): self.seen[spec.name] for spec, t in weights}
         self._last: _Shared | None = None
 
@@ -100,42 +134,78 @@ class Watch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        call = CALLS.get(func)
-        if call is not None:
-            named = dict(zip(call, args, strict=False)) | dict(kwargs)
-            seen = self._by_id.get(id(named.get("weight")))
-            if seen is not None:
-                with torch.no_grad():
-                    self._observe(seen, named)
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            self._attended(inspect.signature(func).bind(*args, **kwargs).arguments)
+        elif func in CALLS:
+            self._note(dict(zip(CALLS[func], args, strict=False)) | dict(kwargs))
+        return out
 
-    def _observe(self, seen: Seen, call: Mapping[str, Any]) -> None:
-        x: Tensor = call["input"].detach()
-        if seen.spec.role == "conv":
-            for columns in _columns(x, call, seen.spec):
-                seen.add(*_sums(columns, seen))
+    @property
+    def short(self) -> list[str]:
+        """The layers with fewer inputs than features, and how many they have, where Hessians are wanted."""
+        return [f"{s.spec.name}: {s.count} of {s.features}" for s in self.seen.values() if s.short]
+
+    def statistics(self) -> dict[str, dict[str, Tensor]]:
+        """`Seen.statistics` of every layer, by the name of its weight."""
+        return {name: seen.statistics() for name, seen in self.seen.items()}
+
+    def _attended(self, call: Mapping[str, Any]) -> None:
+        """Attention runs its products where no operation is seen. The input of its last one is what it gives where that one
+        changes nothing."""
+        weight = call["out_proj_weight"]
+        if id(weight) in self._by_id:
+            same = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+            x, _ = F.multi_head_attention_forward(**{**call, "out_proj_weight": same, "out_proj_bias": None})
+            self._note({"input": x, "weight": weight})
+
+    def _note(self, call: Mapping[str, Any]) -> None:
+        """Adds up the input of an operation, if its weight is one of those that are watched."""
+        seen = self._by_id.get(id(call.get("weight")))
+        if seen is None:
             return
-        shared = self._last
-        if shared is None or not shared.is_of(x, seen):
-            rows = x.reshape(1, -1, x.shape[-1])
-            shared = self._last = _Shared(x, x._version, *_sums(rows, seen))
-        seen.add(shared.squares, shared.gram, shared.count)
+        self.order.setdefault(seen.spec.name)
+        x: Tensor = call["input"].detach()
+        # Sums are taken in the precision that was meant for them, whatever the model runs in.
+        with torch.inference_mode(False), exactly(), torch.autocast(x.device.type, enabled=False):
+            if seen.spec.role == "conv":
+                for columns in _columns(x, call, seen.spec):
+                    seen.add(*_sums(columns, seen))
+                return
+            if x.shape[-1] != seen.features:
+                raise BadInput(
+                    f"{seen.spec} is multiplied with {x.shape[-1]} input features where the role {seen.spec.role!r} says "
+                    f"{seen.features}: give its role with roles=, or leave it out with ignore=."
+                )
+            if self._last is None or not self._last.is_of(x, seen):
+                rows = x.reshape(1, -1, x.shape[-1])
+                self._last = _Shared(x, _version(x), *_sums(rows, seen))
+            seen.add(self._last.squares, self._last.gram, self._last.count)
 
 
 @dataclass
 class _Shared:
-    """The sums of one input, for the layers that get the very same one: queries, keys and values, or gate and up."""
+    """The sums of one input, for the layers that get the very same one: queries, keys and values, or gate and up.
+
+    It holds the input, so that no other can come to lie in the same memory.
+    """
 
     x: Tensor
-    version: int
+    version: int | None
     squares: Tensor
     gram: Tensor | None
     count: int
 
     def is_of(self, x: Tensor, seen: Seen) -> bool:
+        if self.version is None or _version(x) != self.version or x.dtype != self.x.dtype:
+            return False
         same = x.data_ptr() == self.x.data_ptr() and x.shape == self.x.shape and x.stride() == self.x.stride()
-        dtype = self.gram is None or self.gram.dtype == _working(seen.spec.dtype)
-        return same and x.dtype == self.x.dtype and x._version == self.version and dtype
+        return same and (self.gram is None or self.gram.dtype == _working(seen.spec.dtype))
+
+
+def _version(x: Tensor) -> int | None:
+    """How often a tensor was written to; not known of tensors made in inference mode."""
+    return None if x.is_inference() else x._version
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from secateur.core.allocate import check_sparsity
+from secateur.core.saliency import NAMED as NEEDING_DATA
+from secateur.core.solve import NAMED as SOLVERS
 from secateur.train.randomness import check_seed
 
 LearningRate = Literal["constant", "linear", "cosine"]
@@ -66,7 +68,7 @@ class Training(Strict):
 class Choice(Strict):
     """What to prune and how, as for `secateur.prune`."""
 
-    criterion: Literal["magnitude", "random"] = "magnitude"
+    criterion: str = "magnitude"
     allocation: str | dict[str, float] = "global"
     pattern: str = "unstructured"
     include: str | list[str] | None = None
@@ -96,15 +98,47 @@ class Schedule(Strict):
         return self
 
 
+class Calibrate(Strict):
+    """What a criterion or solver that needs data gets to see: the first batches of a training epoch, in the seed's order.
+
+    ``blocks`` is as in `secateur.Calibration`.
+    """
+
+    batches: int = Field(default=16, ge=1)
+    blocks: str | list[str] = "auto"
+
+
 class Prune(Choice):
     """One-shot pruning of the dense network; with a schedule, gradual pruning while it trains.
+
+    One-shot pruning may look at data: ``criterion`` is then one that asks for statistics, or ``solver`` also moves what stays;
+    ``calibration`` says on how much. A loss, where one is needed, is that of the training.
 
     Gradual pruning begins with the network as it is initialised, over the epochs of ``train`` and ``finetune`` together; with
     ``start: dense`` it begins with the trained dense network, over the epochs of ``finetune``.
     """
 
+    solver: str | None = None
+    calibration: Calibrate | None = None
     schedule: Literal["one-shot", "gradual"] | Schedule = "one-shot"
     start: Literal["init", "dense"] = "init"
+
+    @property
+    def looks(self) -> bool:
+        """Whether it looks at data."""
+        return self.solver is not None or self.criterion in NEEDING_DATA
+
+    @model_validator(mode="after")
+    def _known(self) -> Prune:
+        if self.criterion not in ("magnitude", "random", *NEEDING_DATA):
+            raise ValueError(f"criterion is magnitude, random or, from data, {', '.join(NEEDING_DATA)}")
+        if self.solver is not None and self.solver not in SOLVERS:
+            raise ValueError(f"solver is one of {', '.join(SOLVERS)}")
+        if self.calibration is not None and not self.looks:
+            raise ValueError("calibration goes with a criterion or solver that looks at data")
+        if self.looks and self.schedule != "one-shot":
+            raise ValueError("a criterion or solver that looks at data prunes once: schedule: one-shot")
+        return self
 
 
 class Finetune(Strict):

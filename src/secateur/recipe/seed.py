@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from secateur.errors import BadInput, SecateurWarning
 from secateur.report.run_facts import DENSE, Cell, most
 from secateur.report.run_files import CELL, TAKEN, Both, read_cell
 from secateur.stores.staging import staged
-from secateur.train.engine import Engine, Run, Settings, numbers_of
+from secateur.train.engine import Engine, Run, Settings, numbers_of, order_of
 from secateur.train.randomness import seed_all
 from secateur.train.rounds import WEIGHTS, Round, artefact, load_state, read_tensors
 
 from .measure import Meter, Taken, digest, example_of, flops_of
 from .schema import Call, Choice, Dense, Iterate, Method, Prune, Recipe, Sparse, Training
-from .training import Data, Progress, Pruned, Trainer, accuracy, device_of, log, moved, resolve
+from .training import Data, Progress, Pruned, Trainer, accuracy, device_of, log, loss_of, moved, resolve
 from .ways import (
     begun,
     between,
@@ -38,6 +38,7 @@ from .ways import (
     schedule_for,
     training_of,
     way_of,
+    with_data,
 )
 
 
@@ -138,6 +139,10 @@ class Seed:
         choice = choice_of(way, self.seed)
         pruner = secateur.Pruner(model, **choice)
         pruner.close()
+        if (
+            prune is not None and prune.looks
+        ):  # on one batch: a network that cannot be calibrated is told of before it is trained
+            secateur.prune(self.model(), self.recipe.sparsities[0], **self._how(prune, method, batches=1))
         for s in self.recipe.sparsities:
             if prune is not None and prune.schedule == "one-shot":
                 secateur.plan(model, s, **choice)
@@ -175,7 +180,7 @@ class Seed:
         made = self._begun(name, asked, method)
         if prune is not None and prune.schedule == "one-shot":
             with Meter(self.device) as meter:
-                secateur.prune(made.model, asked, **choice_of(prune, self.seed))
+                secateur.prune(made.model, asked, **self._how(prune, method))
             made.pruning, made.peak = meter.taken.seconds, meter.taken.peak
         if prune is None or prune.schedule != "one-shot" or (method is not None and method.finetune is not None):
             how = training_of(method, self.recipe.train)
@@ -183,6 +188,14 @@ class Seed:
         if method is None:
             made.begins["dense"] = digest(made.model.state_dict())
         return made
+
+    def _how(self, prune: Prune, method: Method | None, batches: int | None = None) -> dict[str, Any]:
+        """How to prune once; what needs data sees the first batches of an epoch, in the seed's order."""
+        if not prune.looks:
+            return choice_of(prune, self.seed)
+        loss = ((method and method.train) or self.recipe.train).loss
+        seen = islice(self.trainer.batches(order_of(self.seed, 0)), batches)
+        return with_data(prune, seen, loss_of if loss is None else resolve(loss))
 
     def _begun(self, name: str, asked: float, method: Method | None) -> _Made:
         """The network that a method begins with: as it is initialised, the trained dense one, or a smaller one."""

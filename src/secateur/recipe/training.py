@@ -38,7 +38,8 @@ class Data(Protocol):
     """What a recipe's ``data`` function returns for a seed.
 
     A batch is (inputs, labels), or a mapping of keyword arguments to a model that returns its loss and its logits.
-    ``test`` is one pair of inputs and labels, or an iterable of batches.
+    ``test`` is one pair of inputs and labels, or an iterable of batches. Data may also have a part of the same form to choose by,
+    ``validation``.
     """
 
     test: Any

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from fractions import Fraction
+from itertools import islice
 from typing import Any
 
 import secateur
 from secateur.core import schedules
 
-from .schema import Choice, Iterate, Method, Schedule, Sparse, Training
+from .schema import Calibrate, Choice, Iterate, Method, Prune, Schedule, Sparse, Training
 
 
 def way_of(method: Method | None) -> Choice | Sparse | None:
@@ -21,8 +23,26 @@ def choice_of(how: Choice | Sparse, seed: int) -> dict[str, Any]:
     """What to prune and how, as for `secateur.prune`; a random criterion is that of the seed."""
     fields = Choice.model_fields if isinstance(how, Choice) else ("allocation", "include", "ignore")
     found: dict[str, Any] = how.model_dump(include={*fields})
+    if isinstance(how, Prune) and how.looks:
+        return _without_data(how, found)
     random = isinstance(how, Sparse) or how.criterion == "random"
     return {**found, "criterion": secateur.random(seed)} if random else found
+
+
+def _without_data(how: Prune, found: dict[str, Any]) -> dict[str, Any]:
+    """The same by magnitude: which tensors and in which pattern, for plans before the data and for holding zeros after."""
+    rows = how.criterion == "wanda" and "pattern" not in how.model_fields_set
+    even = rows and "allocation" not in how.model_fields_set
+    more = {"pattern": "row"} if rows else {}
+    return {**found, "criterion": "magnitude", **more, **({"allocation": "uniform"} if even else {})}
+
+
+def with_data(how: Prune, batches: Iterable[Any], loss: Any) -> dict[str, Any]:
+    """How to prune with data, as for `secateur.prune`."""
+    fields = {k: v for k, v in how.model_dump(include={*Choice.model_fields}).items() if k in how.model_fields_set}
+    asked = how.calibration or Calibrate()
+    calibration = secateur.Calibration(list(islice(batches, asked.batches)), loss=loss, blocks=asked.blocks)
+    return {**fields, "solver": how.solver, "calibration": calibration}
 
 
 def training_of(method: Method | None, train: Training) -> Training:

@@ -11,8 +11,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from secateur.errors import BadInput
-
 from .run_findings import percent
 from .tables import MOST_ROWS, printed
 from .words import join, printable, signed
@@ -82,8 +80,7 @@ def sparsity_for(scan: Sensitivity, at: float | None = None) -> float | None:
         BadInput: a sparsity that the scan does not have.
     """
     if at is not None:
-        if at not in scan.sparsities:
-            raise BadInput(f"this scan has the sparsities {', '.join(map(str, scan.sparsities))}; got {at!r}.")
+        median(scan, at)  # which refuses another sparsity
         return at
     apart = {}
     for s in scan.sparsities:

@@ -54,13 +54,14 @@ def places(specs: Sequence[Spec]) -> dict[str, Attention]:
     ('attn', 1, (8,))
     """
     by_name = {n: s for s in specs for n in (*s.aliases, s.name)}
-    by_last: dict[str, list[str]] = {}
-    for name in sorted(by_name, key=lambda n: (n != by_name[n].name, n)):  # a tensor's other names come last
-        by_last.setdefault(name.removesuffix(".weight").rpartition(".")[2], []).append(name)
+    first: dict[str, list[str]] = {next(iter(held)): [] for held, _ in LAYERS}
+    for name in by_name:
+        if (last := name.removesuffix(".weight").rpartition(".")[2]) in first:
+            first[last].append(name)
     layers: dict[frozenset[str], dict[str, Attention]] = {}
     taken: set[str] = set()
     for held, outs in LAYERS:
-        for name in by_last.get(next(iter(held)), ()):
+        for name in sorted(first[next(iter(held))], key=lambda n: (n != by_name[n].name, n)):  # other names come last
             path = name.removesuffix(".weight").rpartition(".")[0]
             inputs = [join(path, _leaf(token)) for token in held]
             if taken.isdisjoint(inputs) and (found := _layer(path, held, outs, by_name)):

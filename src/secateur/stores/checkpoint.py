@@ -23,7 +23,7 @@ from secateur.errors import BadInput, BadTensor, NothingChosen, SecateurError
 from . import checks
 from .memory import MemoryStore
 from .safetensors_file import SUFFIX, Stored, carry_over, read_folder, read_header
-from .staging import staged
+from .staging import refuse_place, staged
 
 
 class CheckpointStore:
@@ -113,12 +113,11 @@ class CheckpointStore:
             if s.skip is None and (why := checks.of_dtype(self._described.entry(s))):
                 raise BadTensor(f"cannot prune {s}: {why}.")
 
-    @contextmanager
-    def staged(self, out: str | os.PathLike[str], overwrite: bool) -> Iterator[None]:
-        """Parts are read from and written to a copy of the source, which is put at ``out`` when the block ends.
+    def refuse_out(self, out: str | os.PathLike[str], overwrite: bool) -> Path:
+        """The path of a result, refused where none can be put.
 
         Raises:
-            OutputExists, BadInput: see `secateur.stores.staging.staged`; or ``out`` is the source or lies inside it.
+            OutputExists, BadInput: as `staged`.
         """
         target = Path(out)
         source, result = self.path.resolve(), target.resolve()
@@ -128,6 +127,16 @@ class CheckpointStore:
             )
         if not self.path.is_dir() and (target.suffix != SUFFIX or target.is_dir()):
             raise BadInput(f"the source is a file, so out must be the name of a {SUFFIX} file; got {str(target)!r}.")
+        return refuse_place(target, overwrite)
+
+    @contextmanager
+    def staged(self, out: str | os.PathLike[str], overwrite: bool) -> Iterator[None]:
+        """Parts are read from and written to a copy of the source, which is put at ``out`` when the block ends.
+
+        Raises:
+            OutputExists, BadInput: see `secateur.stores.staging.staged`; or ``out`` is the source or lies inside it.
+        """
+        target = self.refuse_out(out, overwrite)
         files = sorted({self._folder / s.file for s in self._stored.values()})
         with staged(target, overwrite, sum(f.stat().st_size for f in files)) as stage:
             self._stage = stage

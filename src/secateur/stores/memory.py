@@ -202,7 +202,9 @@ def _entries(
 def _placed(entries: list[Entry]) -> list[Entry]:
     """The entries, those of projections of attention with their place in its layer."""
     found = attention.places([e.spec for e in entries])
-    return [e._replace(spec=replace(e.spec, attention=found.get(e.spec.name))) for e in entries] if found else entries
+    return [
+        e._replace(spec=replace(e.spec, attention=found[e.spec.name])) if e.spec.name in found else e for e in entries
+    ]
 
 
 def _entry(spec: Spec, tensor: Tensor, sources: Sequence[Held], shapes: Mapping[str, tuple[int, ...]]) -> Entry:

@@ -57,11 +57,13 @@ class Tree:
             no parameters, among them.
         buffers: canonical names of all buffers; their tensors are not the store's business.
         owners: what is known of a module that holds weights, by the canonical name of the module.
+        modules: every module by its canonical name; of a wrapper and what it holds, which share one, the latter.
     """
 
     tensors: list[Stored] = field(default_factory=list)
     buffers: set[str] = field(default_factory=set)
     owners: dict[str, Owner] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
 
 
 def walk(model: nn.Module) -> Tree:
@@ -80,6 +82,7 @@ def _visit(
             tree.tensors.append(Stored(raw + key, name + key, parameter))
     for key in module._buffers:
         tree.buffers.add(name + key)
+    tree.modules[name[:-1]] = module
     owner = owner_of(module, kinds)
     if owner is not None:
         tree.owners[name[:-1]] = owner if id(module) not in heads else Owner("head")

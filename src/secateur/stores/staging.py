@@ -34,12 +34,7 @@ def staged(out: Path, overwrite: bool, need: int) -> Iterator[Path]:
         OutputExists: something is there and ``overwrite`` is false; or it is a folder of something else than a model.
         BadInput: the parent folder does not exist, or has too little room.
     """
-    out = Path.cwd() / out
-    if (out.exists() or out.is_symlink()) and not overwrite:
-        raise OutputExists(f"{out} is already there; choose another path, or say overwrite=True (--overwrite).")
-    if not out.parent.is_dir():
-        raise BadInput(f"the folder {out.parent} does not exist; make it first.")
-    _refuse_foreign(out)
+    out = refuse_place(out, overwrite)
     _remove_stale(out.parent.iterdir(), out.name)
     free = shutil.disk_usage(out.parent).free
     if free < need + _MARGIN:
@@ -52,6 +47,21 @@ def staged(out: Path, overwrite: bool, need: int) -> Iterator[Path]:
         _sync_one(out.parent)
     finally:
         _remove(stage)
+
+
+def refuse_place(out: Path, overwrite: bool) -> Path:
+    """The full path of a result, refused where none can be put.
+
+    Raises:
+        OutputExists, BadInput: as `staged`.
+    """
+    out = Path.cwd() / out
+    if (out.exists() or out.is_symlink()) and not overwrite:
+        raise OutputExists(f"{out} is already there; choose another path, or say overwrite=True (--overwrite).")
+    if not out.parent.is_dir():
+        raise BadInput(f"the folder {out.parent} does not exist; make it first.")
+    _refuse_foreign(out)
+    return out
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -89,7 +89,7 @@ def movement(*, every: int = 10, end: int) -> Movement:
     """Hard movement pruning: the weights of the highest scores live, exactly as many as the schedule says.
 
     S <- S - dL/dW' * W at every update, and where the mask is made anew, S is what orders the weights: over the model or in
-    every tensor, by the `Pruner`'s ``allocation``. Of equal scores the earlier tensor's, the lower flat index's goes first.
+    every tensor, by the `Pruner`'s ``allocation``. Zeros go first, and of equal scores the earlier tensor's, the lower index's.
     Give the schedule some updates before it prunes (``begin``): before the first there are no scores.
 
     What is pruned keeps its value outside the model, and does not move; when it comes back it has that value, and the
