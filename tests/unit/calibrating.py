@@ -60,7 +60,7 @@ def inputs_of(model: nn.Module, names: Sequence[str], run: Any) -> dict[str, Ten
     caught: dict[str, list[Tensor]] = {n: [] for n in names}
     handles = [
         model.get_submodule(n).register_forward_pre_hook(
-            lambda module, args, n=n: caught[n].append(args[0].detach().reshape(-1, args[0].shape[-1]))
+            lambda module, args, n=n: caught[n].append(args[0].detach().clone().reshape(-1, args[0].shape[-1]))
         )
         for n in names
     ]
