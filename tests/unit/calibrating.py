@@ -71,6 +71,19 @@ def inputs_of(model: nn.Module, names: Sequence[str], run: Any) -> dict[str, Ten
     return {n: torch.cat(found) for n, found in caught.items() if found}
 
 
+def mlp() -> nn.Sequential:
+    """Four layers, one activation for all of them, which writes to what it gets."""
+    torch.manual_seed(0)
+    act = nn.ReLU(inplace=True)
+    layers = [nn.Linear(12, 20), act, nn.Linear(20, 16), act, nn.Linear(16, 16), act, nn.Linear(16, 5)]
+    return nn.Sequential(*layers).double()
+
+
+def batches(sizes: tuple[int, ...] = (30, 17, 41), features: int = 12) -> list[Tensor]:
+    """Inputs of `mlp`, batches of different lengths."""
+    return [correlated(n, features, seed=i, dtype=torch.float64) for i, n in enumerate(sizes)]
+
+
 def choosing(
     weight: Tensor, *, hessian: Tensor, pattern: Any, count: int, name: str
 ) -> tuple[Tensor, Tensor, float, float]:
