@@ -65,7 +65,7 @@ def gradients(
     - ``fisher_diag``: ``1/m Σ g_b²``, the diagonal of the empirical Fisher matrix. The gradient of a batch is a mean over its
       samples, so its square is smaller than the samples' own mean square: for the Fisher matrix proper use ``per_sample``;
     - ``hessian_diag``: ``1/m Σ v ⊙ H_b v``, Hutchinson's estimate of the Hessian's diagonal, with ``v`` of random signs, drawn
-      anew for every batch and probe. It is unbiased; one draw of element i has variance ``Σ_{j≠i} H_ij²``, and the mean of k draws
+      anew for every batch and probe. It is unbiased; one draw of element i has variance ``Σ_{j≠i} H_ij²``, the mean of k draws
       a k-th of that. Signs are an integer hash of (seed, name, draw, index): the same on every device;
     - ``fisher_inverse``: inverses of blocks of ``1/m Σ g_b g_bᵀ + damping I``, see `secateur.core.solve.fisher`; and
       ``fisher_inverse_diag``, their diagonal. A weight that is zero counts as pruned: its gradient is taken as zero here.
