@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+import secateur
+from secateur.errors import SecateurWarning
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -129,3 +134,16 @@ def bits_of(model: nn.Module | Mapping[str, Tensor]) -> dict[str, bytes]:
     """The bytes of every tensor."""
     state = model.state_dict() if isinstance(model, nn.Module) else model
     return {n: t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for n, t in state.items()}
+
+
+def refused(error: type[Exception], text: str, model: nn.Module, **how: Any) -> None:
+    """The call raises, by name, and leaves every byte, flag and hook."""
+    before, flags = bits_of(model), [m.training for m in model.modules()]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\d tensors? stays? dense", SecateurWarning)  # what lies outside the blocks
+        with pytest.raises(error, match=text) as e:
+            secateur.prune(model, **{"sparsity": 0.5, "criterion": "wanda", **how})
+    assert type(e.value) is error
+    assert bits_of(model) == before
+    assert flags == [m.training for m in model.modules()]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
