@@ -28,6 +28,8 @@ def given() -> dict[str, Any]:
         "state_dict": {"layer.weight": torch.randn(8, 8) / 100},
         "example_input": batch,
         "loader": [batch, batch],
+        "batches": [batch, batch],
+        "evaluate": lambda m: float((m(batch).argmax(1) == 0).float().mean()),
     }
 
 
