@@ -50,6 +50,9 @@ def token_batches(
         tokenizer = library.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as e:
         raise BadInput(f"{folder} has no tokenizer that transformers can load: {str(e).splitlines()[0]}") from e
+    files = sorted({"tokenizer.json", *getattr(tokenizer, "vocab_files_names", {}).values()})
+    if not any((folder / name).is_file() for name in files):  # transformers makes an empty one of nothing
+        raise BadInput(f"{folder} has no tokenizer: none of {', '.join(files)} is there.")
     quiet = partial(tokenizer, add_special_tokens=False, verbose=False)
     text = read_text(texts)
     return sequences(
