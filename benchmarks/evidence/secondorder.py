@@ -8,7 +8,8 @@ takes its probes over batches of 100. What each method does was settled before a
 - magnitude in one pool, in equal shares, by LAMP; random masks in equal shares;
 - Taylor, the diagonals of Fisher matrix and Hessian (8 probes), blocks of 50 of the Fisher matrix (damping 1e-3): one pool;
 - WoodFisher: the masks of the latter, and what stays is moved;
-- Wanda; SparseGPT and ExactOBS: layer by layer, in equal shares, SparseGPT also in the counts of global magnitude.
+- Wanda; SparseGPT and ExactOBS: layer by layer, in equal shares, SparseGPT also in the counts of global magnitude;
+- SparseGPT with all inputs in one block instead of 128 at a time. This row was added after the others had been seen.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "wanda": ("Wanda", {"criterion": "wanda"}),
     "sparsegpt": ("SparseGPT", {"solver": "sparsegpt"}),
     "sparsegpt-global": ("SparseGPT, counts of global magnitude", {"solver": "sparsegpt"}),
+    "sparsegpt-wide": ("SparseGPT, all inputs in one block", {"solver": secateur.solvers.SparseGPT(block=784)}),
     "exactobs": ("ExactOBS", {"solver": "exactobs"}),
 }
 """The title of each, and what `secateur.prune` is asked beside how much."""
