@@ -21,7 +21,7 @@ from torch import Tensor
 import secateur
 from secateur.errors import BadInput
 from secateur.evaluate.calibrate import Calibration, Step
-from secateur.evaluate.text import read_text, sequences
+from secateur.evaluate.text import next_token_loss, read_text, sequences
 from secateur.pretrained import EXTRA
 from secateur.report.report import Report
 from secateur.report.tables import renderables
@@ -94,7 +94,7 @@ class Told:
             )
             for layer in step.layers:
                 share = f"{layer.zeros / max(1, layer.numel):.2%}"
-                more = () if layer.loss is None else (f"{layer.loss:.4g}", f"{layer.damping:.3g}")
+                more = ["" if v is None else f"{v:.4g}" for v in ((layer.loss, layer.damping) if solved else ())]
                 table.add_row(
                     Text(printable(layer.name)),
                     f"{layer.zeros:,}",
@@ -140,4 +140,5 @@ def bars(told: Told) -> Iterator[Callable[[Step], None]]:
 def pruned(folder: Path, batches: Sequence[Tensor], sparsity: float | None, told: Told, **wanted: Any) -> Report:
     """Prunes a folder into another."""
     with bars(told) as progress:
-        return secateur.prune(folder, sparsity, calibration=Calibration(batches, progress=progress), **wanted)
+        calibration = Calibration(batches, loss=next_token_loss, progress=progress)
+        return secateur.prune(folder, sparsity, calibration=calibration, **wanted)

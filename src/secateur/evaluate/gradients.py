@@ -94,7 +94,7 @@ def gradients(
             depend on one of the tensors; gradients that are not finite; blocks that take more than ``memory``.
 
     Warns:
-        SecateurWarning: the damping of a tensor was raised, since a block was not positive definite.
+        SecateurWarning: the damping of a tensor was raised, since a block was singular to working precision.
 
     Example:
         >>> from torch.nn import functional as F
@@ -115,10 +115,9 @@ def gradients(
         raise BadInput(
             f"batches is a {type(batches).__name__}: iterating it gives no batches. For a single batch pass [batch]."
         )
-    sums = [_Sums.of(t, asked) for t in tensors]
-    count = 0
+    count, device = 0, device_of(model)
     with _differentiable(model, tensors, "hessian_diag" in asked.wanted):
-        device = device_of(model)
+        sums = [_Sums.of(t, asked) for t in tensors]
         for where, batch in _pieces(batches, per_sample):
             count += 1
             _add(sums, loss_of(loss, model, moved(batch, device), where), asked, count)
@@ -317,13 +316,12 @@ class _Sums:
             return found
         used = invert(self.outer, count, asked.damping)
         if used != asked.damping:
-            what = f"the Fisher matrix of {self.name!r} has blocks that are not positive definite"
+            what = f"the Fisher matrix of {self.name!r} has blocks that are singular to working precision"
             warnings.warn(
                 f"{what}: its damping was raised from {asked.damping:g} to {used:g}.", SecateurWarning, stacklevel=3
             )
         if "fisher_inverse_diag" in asked.wanted:
-            dtype = torch.promote_types(self.tensor.weight.dtype, torch.float32)
-            found["fisher_inverse_diag"] = diagonal(self.outer, self.tensor.weight).to(dtype)
+            found["fisher_inverse_diag"] = diagonal(self.outer, self.tensor.weight)
         if "fisher_inverse" in asked.wanted:
             found["fisher_inverse"] = self.outer
         return found

@@ -25,7 +25,7 @@ A weight's gradients take ``8 B`` bytes: 400 for blocks of 50. Adding one up cos
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import isfinite, nan
+from math import isfinite
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from secateur.errors import BadInput, BadTensor
 
-from .base import Solution
+from .base import NOISE, Solution, lower
 
 AT_ONCE = 1 << 22
 """Numbers of a temporary: how many blocks are worked on together."""
@@ -78,7 +78,7 @@ def add_gradients(total: Tensor, gradients: Tensor) -> None:
 def invert(total: Tensor, count: int, damping: float) -> float:
     """Makes of ``Σ g gᵀ`` the inverse of ``1/count Σ g gᵀ + damping I``, in place, by Cholesky.
 
-    Where rounding leaves a block that is not positive definite, the damping of the tensor is raised tenfold until none is.
+    Where a block is singular to working precision, the damping of the tensor is raised tenfold until none is.
 
     Args:
         total: ``(blocks, B, B)`` float64 from `add_gradients`; holds the inverses afterwards.
@@ -101,10 +101,10 @@ def invert(total: Tensor, count: int, damping: float) -> float:
     if not bool(torch.isfinite(total).all()):
         raise BadInput("the outer products of the gradients are not finite.")
     total /= count
-    while any(bool(info.any()) for _, info in _factors(total, damping)):
+    while any(factor is None for factor in _factors(total, damping)):
         damping *= 10
-    parts = total.split(_blocks_at_once(total))
-    for blocks, (factor, _) in zip(parts, _factors(total, damping), strict=True):
+    for blocks, factor in zip(total.split(_blocks_at_once(total)), _factors(total, damping), strict=True):
+        assert factor is not None
         blocks.copy_(torch.cholesky_inverse(factor))
     return damping
 
@@ -182,7 +182,7 @@ def woodfisher(weight: Tensor, *, fisher_inverse: Tensor, mask: Tensor, name: st
         name: of the tensor, for the errors.
 
     Returns:
-        A `Solution`. Its loss is ``½ δᵀ F δ``, what the model of the loss foresees; its damping is in F and not told here (NaN).
+        A `Solution`. Its loss is ``½ δᵀ F δ``, what the model of the loss foresees; its damping is in F, and not told here.
 
     Example:
         >>> import torch
@@ -195,7 +195,7 @@ def woodfisher(weight: Tensor, *, fisher_inverse: Tensor, mask: Tensor, name: st
     loss = 0.0
     for blocks, (d,) in zip(*_together(fisher_inverse, moved), strict=True):
         loss += 0.5 * float((d * torch.linalg.solve(blocks, d.unsqueeze(2)).squeeze(2)).sum())
-    return Solution(new, mask & (weight != 0), loss, nan)
+    return Solution(new, mask & (weight != 0), loss, None)
 
 
 woodfisher.criterion = "woodfisher"  # type: ignore[attr-defined]
@@ -234,10 +234,9 @@ def _together(blocks: Tensor, rows: Tensor) -> tuple[tuple[Tensor, ...], Iterato
     return blocks.split(many), parts()
 
 
-def _factors(fisher: Tensor, damping: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """The Cholesky factors of ``fisher + damping I``, some blocks at a time, and where there is none."""
+def _factors(fisher: Tensor, damping: float) -> Iterator[Tensor | None]:
+    """The Cholesky factors of ``fisher + damping I``, some blocks at a time; ``None`` where one of them is singular."""
     for blocks in fisher.split(_blocks_at_once(fisher)):
         damped = blocks.clone()
         damped.diagonal(dim1=1, dim2=2).add_(damping)
-        factor, info = torch.linalg.cholesky_ex(damped)
-        yield factor, info
+        yield lower(damped, NOISE[torch.float64])
