@@ -52,7 +52,7 @@ CALIBRATIONS: dict[str, tuple[Any, str]] = {
     "a loss that is no function": (Calibration(X, loss=3), "Calibration: loss is a function; got 3"),  # type: ignore[arg-type]
     "a forward that is none": (Calibration(X, forward="model"), "Calibration: forward is a function"),  # type: ignore[arg-type]
     "progress that is none": (Calibration(X, progress=True), "Calibration: progress is a function"),  # type: ignore[arg-type]
-    "blocks of another kind": (Calibration(X, blocks=3), 'blocks is "auto", "whole".*got 3'),  # type: ignore[arg-type]
+    "blocks of another kind": (Calibration(X, blocks=3), 'blocks is "auto", "layers", "whole".*got 3'),  # type: ignore[arg-type]
     "no block": (Calibration(X, blocks=[]), r"blocks is .*got \[\]"),
     "blocks by module": (Calibration(X, blocks=[nn.ReLU()]), "blocks is .*a list of names"),  # type: ignore[list-item]
     "a block of another model": (
