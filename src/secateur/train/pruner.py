@@ -24,15 +24,14 @@ from secateur.errors import BadInput, NotDefined, PlanMismatch, SecateurError, S
 from secateur.stores.base import choose, matches
 from secateur.stores.memory import MemoryStore
 
+from .closures import with_loss
 from .dynamic import SET, Rewiring, RigL, check_rewiring, move_masks
 from .held import Held, emptied, followers_of
 from .movement import Movement
-from .optimizers import STATE_KEYS, bare, check_holds, drop_gradients, mixes, skipped, warn_of_waiting, with_loss
-from .parameters import check_dtypes, check_schedule, trainable
+from .optimizers import STATE_KEYS, bare, check_follows, drop_gradients, mixes, skipped, warn_of_waiting
+from .parameters import Filter, check_dtypes, check_schedule, trainable
 from .scores import Memory, restored
 from .state import check_state
-
-Filter = str | Sequence[str] | None
 
 
 class Pruner:
@@ -345,11 +344,8 @@ class Pruner:
         return [s for s in self._specs if s.skip is None]
 
     def _check_follows(self, optimizer: Optimizer, of: int) -> None:
-        """Refuses an optimizer, one of so many, whose steps cannot be followed."""
-        if self._rewire is not None and of > 1:
-            raise NotDefined("rewire is not defined with several optimizers, whose steps are not one: give it one.")
-        chosen = {s.name: self._held.parameters[s.name] for s in self._chosen}
-        check_holds(optimizer, chosen, self._rewire is not None, "pruned")
+        pruned = {s.name: self._held.parameters[s.name] for s in self._chosen}
+        check_follows(optimizer, of, pruned, self._rewire is not None)
 
     # State
 
