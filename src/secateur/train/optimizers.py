@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +87,15 @@ def mixes(optimizer: Optimizer) -> bool:
     kind = type(optimizer)
     elementwise = kind.__module__.startswith("torch.optim") and kind.__name__ in ELEMENTWISE
     return not elementwise or any(p.dtype == torch.float16 for g in optimizer.param_groups for p in g["params"])
+
+
+def goes_last(optimizer: Optimizer, hook: Callable[..., Any]) -> bool:
+    """Whether no other hook runs between this one, before a step, and the step.
+
+    If so, whatever has changed gradients after it was the step itself (Nesterov's of SGD does), which leaves zeros zero.
+    """
+    hooks = optimizer._optimizer_step_pre_hooks
+    return next(reversed(hooks.values()), hook) == hook
 
 
 def skipped(optimizer: Optimizer) -> bool:
