@@ -143,17 +143,19 @@ class _Job:
         store = MemoryStore(model, roles=roles)
         specs = choose(store.specs(), include, ignore)
         store.check(specs)
-        unseen: list[str] = []
-        if isinstance(owl, OWL) or any(w in INPUTS for w in wanted):
-            specs, unseen = left_out(specs, why_unseen)
-        specs, unfit = eligible(specs, request.pattern)
-        whole = calibration.blocks == "whole"
+        specs, notes = eligible(specs, request.pattern)
+        looks = isinstance(owl, OWL) or any(w in INPUTS for w in wanted)
         one_go = _in_one_go(request, calibration, wanted)
-        sizes = {s.name: s.numel for s in specs if s.skip is None}
-        blocks = [] if whole or (one_go and not isinstance(owl, OWL)) else find_blocks(model, calibration.blocks, sizes)
-        outside: list[str] = []
-        if not one_go:
-            specs, outside = left_out(specs, lambda s: _outside(s, blocks))
+        blocks: Sequence[Block] = []
+        if calibration.blocks != "whole" and (isinstance(owl, OWL) or not one_go):
+            sizes = {s.name: s.numel for s in specs if s.skip is None and why_unseen(s) is None}
+            blocks = find_blocks(model, calibration.blocks, sizes)
+
+        def why(spec: Spec) -> str | None:
+            return (why_unseen(spec) if looks else None) or (None if one_go else _outside(spec, blocks))
+
+        specs, dense = left_out(specs, why)
+        notes += dense
         known = replace(request, allocation="uniform") if isinstance(owl, OWL) else request
         rows = {r.name: r for r in counted(specs, store.parts, known, matches, store.sum)}
         if isinstance(owl, OWL):
@@ -163,7 +165,6 @@ class _Job:
                 owl, model, store, chosen, blocks, calibration, list(rows.values()), request.sparsity
             )
             rows = {n: replace(r, asked=counts[n]) for n, r in rows.items()}
-        notes = [*unseen, *unfit, *outside]
         return _Job(model, store, request, calibration, solver, specs, blocks, wanted, rows, notes)
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import secateur
 
-NO_MODEL = {"elementwise", "load_plan", "magnitude", "random", "save_plan"}
+NO_MODEL = {"compare", "elementwise", "load_plan", "magnitude", "random", "save_plan"}
 """Public functions that are never given a model."""
 
 
@@ -77,7 +77,20 @@ def channels(model: nn.Module) -> object:
 
 def plan_by_a_function(model: nn.Module) -> object:
     """One that writes into what it is given."""
-    return secateur.plan(model, 0.5, criterion=lambda weight: weight.zero_(), allocation="uniform")
+    return secateur.plan(model, 0.5, criterion=lambda weight: weight.neg_(), allocation="uniform")
+
+
+def with_data(model: nn.Module) -> object:
+    """By Wanda's score; the projections of attention are packed, and recurrent layers are not observed."""
+    with pytest.warns(secateur.SecateurWarning, match="3 tensors stay dense"):
+        return secateur.prune(model, 0.5, criterion="wanda", calibration=secateur.Calibration(images(), blocks="whole"))
+
+
+def solved(model: nn.Module) -> object:
+    """Two blocks, one after the other, the second on what the first gives."""
+    calibration = secateur.Calibration(images(), blocks=["conv", "norm"])
+    with pytest.warns(secateur.SecateurWarning, match="3 tensors stay dense"):
+        return secateur.prune(model, 0.5, solver="sparsegpt", calibration=calibration, ignore="lstm")
 
 
 def bake(model: nn.Module) -> object:
@@ -85,6 +98,13 @@ def bake(model: nn.Module) -> object:
     nn.utils.prune.l1_unstructured(model.get_submodule("fc"), "weight", amount=0.5)
     nn.utils.prune.random_unstructured(model.get_submodule("conv"), "weight", amount=0.5)
     return secateur.from_torch_prune(model)
+
+
+def scanned(model: nn.Module) -> object:
+    def first_weight(m: nn.Module) -> float:
+        return float(next(m.parameters()).abs().mean())
+
+    return secateur.sensitivity(model, first_weight, [0.5], higher_is_better=True)
 
 
 VERBS: dict[str, tuple[str, Callable[[nn.Module], object]]] = {
@@ -99,11 +119,15 @@ VERBS: dict[str, tuple[str, Callable[[nn.Module], object]]] = {
     "inspect": ("inspect", secateur.inspect),
     "masks": ("masks", secateur.masks),
     "from_torch_prune": ("from_torch_prune", bake),
+    "prune with data": ("prune", with_data),
+    "prune with a solver": ("prune", solved),
+    "sensitivity": ("sensitivity", scanned),
+    "calibrate": ("calibrate", lambda m: secateur.calibrate(m, images(), "hessian", ignore=["*_proj_weight", "lstm"])),
     "count_flops": ("count_flops", lambda m: secateur.count_flops(m, images()[0])),
     "recalibrate_batchnorm": ("recalibrate_batchnorm", lambda m: secateur.recalibrate_batchnorm(m, images(3))),
 }  # fmt: skip
 TRAINS = {"iterate"}  # leaves a model with other values; tests/unit/test_iterative.py
-WRITES = {"prune", "apply", "from_torch_prune", "recalibrate_batchnorm"}
+WRITES = {"prune", "apply", "from_torch_prune", "recalibrate_batchnorm", "sensitivity"}  # which puts it back
 
 
 def test_every_public_function_is_here() -> None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from secateur.errors import BadInput
 from secateur.evaluate.harness import lm_eval_tasks
+from secateur.recipe.load import check
+from secateur.recipe.run import run
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 there = pytest.mark.skipif(not INSTALLED, reason="lm-eval is not installed")
@@ -106,7 +108,33 @@ def test_a_yaml_file_is_a_task_and_data_may_hold_the_tokenizer(offline: Path) ->
     found = lm_eval_tasks(model, Data(), [str(path)])
     ids = torch.tensor([[0, *Data.tokenizer("the sky is blue the grass is green")["input_ids"]]])
     loss = nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:])  # eight words, a token each
-    assert found == {"colours_text word_perplexity": pytest.approx(math.exp(float(loss)), rel=1e-5)}
+    assert found == {"colours_text word_perplexity": pytest.approx(math.exp(loss.item()), rel=1e-5)}
+
+
+class Texts:
+    """A sentence to learn, and the tokenizer beside it."""
+
+    def __init__(self, seed: int) -> None:
+        self.tokenizer = tokenizer()
+        ids = self.tokenizer("the sky is blue the grass is green", return_tensors="pt")["input_ids"]
+        self.batch = {"input_ids": ids, "labels": ids}
+        self.test = [self.batch]
+
+    def train(self, generator: torch.Generator) -> list[dict[str, Tensor]]:
+        return [self.batch] * 4
+
+
+@there
+@pytest.mark.filterwarnings("default")
+def test_a_recipe_is_scored_by_a_task(offline: Path) -> None:
+    here = "tests.unit.test_harness"
+    asked = {
+        "name": "colours", "folder": str(offline / "run"), "data": f"{here}:Texts", "model": f"{here}:language_model",
+        "train": {"epochs": 2}, "sparsities": [0.5], "methods": {"magnitude": {"prune": {}}},
+        "evaluate": {"call": "secateur.evaluate.harness:lm_eval_tasks", "args": {"tasks": [task(offline)]}},
+    }  # fmt: skip
+    cells = run(check(asked))
+    assert [list(c.metrics) for c in cells] == [["colours acc"]] * 2 and cells[1].flops
 
 
 @there

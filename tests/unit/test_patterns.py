@@ -195,7 +195,7 @@ SLIPS: list[tuple[dict[str, Any], str]] = [
     ({"allocation": {"a": 90}}, "Did you mean 0.9?"),
     ({"sparsity": 0.5, "nonfinite": "skip"}, "one of error, keep, prune"),
     ({"sparsity": 0.5, "allocation": "erdos"}, "one of global, uniform"),
-    ({"sparsity": 0.5, "criterion": "taylor"}, "criterion must be"),
+    ({"sparsity": 0.5, "criterion": "taylor"}, "pass calibration="),
     ({"sparsity": 0.5, "criterion": lambda weight, *, grad: weight}, "asks for 'grad'"),
     ({"sparsity": 0.5, "criterion": lambda: 1}, "takes no arguments"),
     ({"sparsity": 0.5, "criterion": 3}, "criterion must be"),

@@ -286,5 +286,5 @@ def test_little_is_a_page_too(found: list[Cell]) -> None:
 def test_the_folder_of_the_package_holds_what_the_page_is_made_of() -> None:
     # The wheel takes the package's folder as it is, so what stands beside the module is what is installed.
     folder = Path(report.__file__).parent
-    for name in ("run_page.html.j2", "page.css"):
+    for name in ("run_page.html.j2", "compare_page.html.j2", "macros.html.j2", "page.css"):
         assert (folder / name).is_file()

@@ -48,6 +48,32 @@ def test_an_interval_leaves_out_zero_or_not() -> None:
     assert not stats.Interval(1.0, None, 1).excludes_zero
 
 
+def test_p_is_below_one_twentieth_just_where_the_interval_leaves_zero_out() -> None:
+    generator = np.random.default_rng(0)
+    seen = set()
+    for _ in range(300):
+        values = generator.normal(0.8, 1.0, int(generator.integers(2, 9))).tolist()
+        shown = stats.interval(values).excludes_zero
+        assert (stats.p_value(values) < 0.05) == shown
+        seen.add(shown)
+    assert seen == {True, False}
+    # t = 2 / (1 / sqrt(3)) with two degrees of freedom: p = 1 - t / sqrt(t² + 2).
+    t = 2 * math.sqrt(3)
+    assert stats.p_value([1.0, 2.0, 3.0]) == pytest.approx(1 - t / math.sqrt(t * t + 2))
+    assert stats.p_value([2.0, 2.0]) == 0.0 and stats.p_value([0.0, 0.0]) == 1.0
+    with pytest.raises(ValueError, match="at least two"):
+        stats.p_value([1.0])
+
+
+def test_holm_stops_at_the_first_that_does_not_reject() -> None:
+    # Of four: 0.05 / 4, / 3, / 2, / 1 are 0.0125, 0.0167, 0.025, 0.05.
+    assert stats.holm([0.04, 0.01, 0.03, 0.005]) == [False, True, False, True]
+    assert stats.holm([0.0125, 0.0166, 0.025, 0.05]) == [True] * 4
+    assert stats.holm([0.0126, 0.001, 0.0002, 0.0001]) == [True] * 4
+    assert stats.holm([0.02, 0.021, 0.022, 0.03]) == [False] * 4, "0.03 alone would be below 0.05"
+    assert stats.holm([]) == []
+
+
 def test_bootstrap_pairs_its_draws() -> None:
     x = np.arange(20.0)
     a = stats.bootstrap(lambda i: float(x[i].mean()), 20, 100)

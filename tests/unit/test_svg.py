@@ -50,6 +50,19 @@ def test_a_line_is_cut_where_it_leaves_the_axis() -> None:
     assert lines(chart(-1.0, 11.0)) == []
 
 
+def test_a_shade_is_the_errors_seen_through_the_axis() -> None:
+    marks = [svg.Mark(0, 5.0, 4.0, 6.0, ""), svg.Mark(1, -5.0, -15.0, 5.0, "")]
+    drawn = svg.line_chart(
+        "a chart", svg.Axis("", 0, 1, []), svg.Axis("", 0.0, 10.0, []), [svg.Series("a", 0, marks, "shaded")]
+    )
+    left, right, top, bottom = svg.LEFT, svg.WIDTH - svg.RIGHT, svg.TOP, svg.HEIGHT - svg.BOTTOM
+    assert f'viewBox="{left} {top} {right - left} {bottom - top}"' in drawn
+    (points,) = re.findall(r'<polygon [^>]*points="([^"]*)"', drawn)
+    heights = [float(p.split(",")[1]) for p in points.split()]
+    unit = (bottom - top) / 10
+    assert heights == pytest.approx([top + 4 * unit, top + 5 * unit, bottom + 15 * unit, top + 6 * unit], abs=0.1)
+
+
 def test_labels_of_ticks_do_not_overlap() -> None:
     axis = svg.sparsity_axis([0.8, 0.9, 0.97, 0.972, 0.974, 0.976])
     drawn = svg.line_chart("a chart", axis, svg.Axis("", 0.0, 1.0, []), [])

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 import secateur
+from secateur.carry import check_out
 from secateur.errors import OutputExists, SecateurError, SecateurWarning
 from secateur.evaluate.budget import check_budget
 from secateur.report.compare_text import renderables as comparison_renderables
@@ -58,6 +59,29 @@ Pickle = Annotated[
 ]
 
 
+Solver = Annotated[
+    str | None, typer.Option(help="With --calibration: sparsegpt, exactobs, obs or refit; moves what stays.")
+]
+Texts = Annotated[
+    list[Path] | None,
+    typer.Option("--calibration", help="Text to calibrate a language model with, or a folder of *.txt; repeatable."),
+]
+Samples = Annotated[int | None, typer.Option(help="Sequences of tokens to calibrate with; 128 by default.")]
+Length = Annotated[int | None, typer.Option(help="Tokens of a sequence; 256 by default.")]
+Seed = Annotated[int | None, typer.Option(help="Draws the sequences out of the text; 0 by default.")]
+Allocation = Annotated[
+    str | None,
+    typer.Option(help="global (default), uniform (default of rows and solvers), uniform_plus, er, erk, lamp; owl."),
+]
+Pattern = Annotated[
+    str | None,
+    typer.Option(help='unstructured (default), row (default of wanda), "2:4", "4x4", channel, channel:in or head:12.'),
+]
+Caps = Annotated[
+    list[str] | None, typer.Option(help="Cap on every tensor's sparsity, or GLOB=CAP for some; repeatable.")
+]
+
+
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -90,33 +114,21 @@ def prune_command(
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="Instead: weights with |w| below this go.")] = None,
     criterion: Annotated[
-        str, typer.Option(help="magnitude; the control: random, or random(SEED); with --calibration: wanda.")
-    ] = "magnitude",
-    solver: Annotated[
-        str | None, typer.Option(help="With --calibration: sparsegpt, exactobs, obs or refit; moves what stays.")
-    ] = None,
-    calibration: Annotated[
-        list[Path] | None,
-        typer.Option(help="Text to calibrate a language model with, or a folder of *.txt; repeatable."),
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Sequences of tokens to calibrate with.")] = 128,
-    length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 256,
-    seed: Annotated[int, typer.Option(help="Draws the sequences out of the text.")] = 0,
-    allocation: Annotated[
-        str | None,
-        typer.Option(help="global (default), uniform (default of rows and solvers), uniform_plus, er, erk, lamp; owl."),
-    ] = None,
-    pattern: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help='unstructured (default), row (default of wanda), "2:4", "4x4", channel, channel:in or head:12.'
+            help="magnitude; the control: random, or random(SEED); with --calibration: wanda, taylor, fisher, …"
         ),
-    ] = None,
+    ] = "magnitude",
+    solver: Solver = None,
+    calibration: Texts = None,
+    samples: Samples = None,
+    length: Length = None,
+    seed: Seed = None,
+    allocation: Allocation = None,
+    pattern: Pattern = None,
     include: Include = None,
     ignore: Ignore = None,
-    max_sparsity: Annotated[
-        list[str] | None, typer.Option(help="Cap on every tensor's sparsity, or GLOB=CAP for some; repeatable.")
-    ] = None,
+    max_sparsity: Caps = None,
     min_keep: Annotated[int, typer.Option(help="Number of weights every tensor keeps at least.")] = 0,
     roles: Roles = None,
     nonfinite: Annotated[str, typer.Option(help="NaN and Inf: error, keep or prune.")] = "error",
@@ -133,15 +145,15 @@ def prune_command(
     }  # fmt: skip
     if out is None and not dry_run:
         raise typer.BadParameter("say where the result goes with -o, or ask for the plan alone with --dry-run.")
-    if calibration or solver is not None:
-        if dry_run or not calibration:
-            raise typer.BadParameter(
-                "a dry run reads no data: leave --calibration out." if dry_run else "--solver needs --calibration TEXT."
-            )
-        _prune_with_data(src, calibration, (samples, length, seed), sparsity, json, wanted | {
-            "solver": solver, "out": out, "overwrite": overwrite,
-        })  # fmt: skip
+    data = {"solver": solver, "samples": samples, "length": length, "seed": seed}
+    if calibration:
+        if dry_run or allow_pickle:
+            raise typer.BadParameter(f"{'--dry-run' if dry_run else '--allow-pickle'} does not go with --calibration.")
+        assert out is not None
+        _prune_with_data(src, out, overwrite, calibration, data, sparsity, json, wanted)
         return
+    if odd := [name for name, value in data.items() if value is not None]:
+        raise typer.BadParameter(f"--{odd[0]} needs --calibration TEXT.")
     target = loaded(src, allow_pickle)
     with watched(f"{'planning' if dry_run else 'pruning'} {src.name}"):
         if dry_run:
@@ -158,13 +170,16 @@ def prune_command(
 
 
 def _prune_with_data(
-    src: Path, texts: list[Path], cut: tuple[int, int, int], sparsity: float | None, json: bool, wanted: dict[str, Any]
-) -> None:
+    src: Path, out: Path, overwrite: bool, texts: list[Path], data: dict[str, Any], sparsity: float | None, json: bool,
+    wanted: dict[str, Any],
+) -> None:  # fmt: skip
     from . import language  # for those who calibrate
 
+    check_out(src, out, overwrite)  # before minutes are spent on reading
     told = language.Told()
-    batches = language.token_batches(src, texts, *cut)
-    report = language.pruned(src, batches, sparsity, told, **wanted)
+    batches = language.token_batches(src, texts, data["samples"], data["length"], data["seed"])
+    more = {"solver": data["solver"], "out": out, "overwrite": overwrite}
+    report = language.pruned(src, batches, sparsity, told, **wanted, **more)
     _show(report.to_json() if json else list(told.renderables(report)))
 
 

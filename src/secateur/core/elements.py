@@ -163,7 +163,8 @@ def kept_keys(spec: Spec, parts: Parts, criterion: crit.Criterion, nonfinite: st
 
 
 def _scored_once(part: Part, criterion: crit.Criterion) -> Iterator[tuple[Part, Tensor]]:
-    yield part, crit.scores(criterion, part)
+    scores = crit.scores(criterion, part).reshape(-1)
+    yield from zip(part.chunks(CHUNK), scores.split(CHUNK), strict=True)
 
 
 def pieces_of(kept: Kept) -> Iterator[Tensor]:
@@ -234,11 +235,11 @@ class Meter:
     def add(self, values: Tensor, gone: Tensor) -> None:
         """Counts a piece: ``values`` and where they go, of one shape."""
         keys = magnitude_key(values)
-        live = keys[~(gone | (keys == 0))]
-        self._zeros += keys.numel() - live.numel()
-        live = live[live < FORMATS[self._dtype].nonfinite]
-        if live.numel():
-            low = int(live.min())
+        out = gone | (keys == 0)
+        self._zeros += int(out.sum())
+        beyond = FORMATS[self._dtype].nonfinite
+        low = int(torch.where(out, beyond, keys).min()) if keys.numel() else beyond
+        if low < beyond:
             self._smallest = low if self._smallest is None else min(low, self._smallest)
 
     def total(self, reduce: Reduce) -> Measured:

@@ -33,6 +33,7 @@ STATISTICS = {
     "fisher_diag": "mean of squared gradients, of the weight's shape",
     "hessian_diag": "diagonal of the Hessian of the loss, of the weight's shape",
     "fisher_inverse_diag": "diagonal of the inverse of the block Fisher matrix, of the weight's shape",
+    "fisher_inverse": "inverse blocks of the Fisher matrix, (blocks, B, B)",
     "hessian": "2/n Σ x xᵀ over the layer's inputs, (in, in)",
     "channel_activation": "mean |activation| of each output channel, (out,)",
     "channel_apoz": "share of zero activations of each output channel, (out,)",

@@ -17,11 +17,12 @@ Result = TypeVar("Result")
 
 
 def ray_results(
-    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, gpus: int = 0
+    function: Callable[[Job], Result], stages: Sequence[Sequence[Job]], workers: int, gpus: int = 0
 ) -> Iterator[Result]:
-    """``function(job)`` for each job, in order, ``workers`` of them ahead; a job whose worker is killed is begun again by Ray.
+    """``function(job)`` for each job of each stage, in order, ``workers`` of them ahead.
 
-    A worker finds this process's modules and working folder by their paths, so machines of a cluster share them.
+    A job whose worker is killed is begun again by Ray. A worker finds this process's modules and working folder by their
+    paths, so machines of a cluster share them.
 
     Raises:
         BadInput: Ray is not installed.
@@ -38,14 +39,15 @@ def ray_results(
         here: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers, "include_dashboard": False}
         ray.init(log_to_driver=False, **here)
     work = ray.remote(num_cpus=1, num_gpus=gpus)(_there)
-    ahead = iter(jobs)
     waiting: list[Any] = []
     try:
-        for _ in jobs:
-            for job in islice(ahead, workers - len(waiting)):
-                waiting.append(work.remote(pickle.dumps((function, job)), [*sys.path], str(Path.cwd())))
-            yield ray.get(waiting[0])
-            del waiting[0]
+        for jobs in stages:
+            ahead = iter(jobs)
+            for _ in jobs:
+                for job in islice(ahead, workers - len(waiting)):
+                    waiting.append(work.remote(pickle.dumps((function, job)), [*sys.path], str(Path.cwd())))
+                yield ray.get(waiting[0])
+                del waiting[0]
     except ray.exceptions.RayTaskError as e:
         raise e.cause from None
     except ray.exceptions.RayError as e:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from itertools import chain
 from typing import Any, Literal, TypeVar
 
 from secateur.errors import BadInput, SecateurError
@@ -22,17 +23,24 @@ Told = tuple[Result, list[Warning]]
 
 
 def spread(
-    function: Callable[[Job], Result], jobs: Sequence[Job], engine: Engine = "serial", workers: int = 1, gpus: int = 0
+    function: Callable[[Job], Result],
+    stages: Sequence[Sequence[Job]],
+    engine: Engine = "serial",
+    workers: int = 1,
+    gpus: int = 0,
 ) -> Iterator[Result]:
-    """``function(job)`` for each of ``jobs``, in their order; what was warned of in a worker is warned of here.
+    """``function(job)`` for each job, in their order; what was warned of in a worker is warned of here.
 
     Args:
         function: of a module, so that a worker can import it; it gets a job that can be pickled.
-        jobs: what to do; none depends on another.
+        stages: what to do: the jobs of a stage do not depend on each other, and begin when the stage before is done.
         engine: ``"serial"``; ``"processes"``, begun afresh, none forked; ``"ray"``, on the cluster that ``RAY_ADDRESS`` names,
             or on this machine.
         workers: how many jobs run beside each other.
         gpus: GPUs that Ray sets aside for a job.
+
+    Returns:
+        The results, one by one; those that come early wait for their turn.
 
     Raises:
         BadInput: Ray is not installed; an unknown engine.
@@ -40,23 +48,23 @@ def spread(
             a worker was killed from outside.
 
     Example:
-        >>> list(spread(abs, [3, -4]))
-        [3, 4]
+        >>> list(spread(abs, [[3, -4], [-5]]))
+        [3, 4, 5]
     """
     if engine not in ("serial", "processes", "ray") or workers < 1:
         raise BadInput(
             f"jobs run 'serial', in 'processes' or on 'ray', 1 or more at once; got {engine!r}, {workers!r}."
         )
     if engine == "serial":
-        yield from map(function, jobs)
+        yield from map(function, chain.from_iterable(stages))
         return
     there = partial(told, function)
     if engine == "ray":
         from .on_ray import ray_results
 
-        found = ray_results(there, jobs, workers, gpus)
+        found = ray_results(there, stages, workers, gpus)
     else:
-        found = _processes(there, jobs, workers)
+        found = _processes(there, stages, workers)
     for result, heard in found:
         for warning in heard:
             warnings.warn(warning, stacklevel=2)
@@ -71,13 +79,16 @@ def told(function: Callable[[Job], Result], job: Job) -> Told[Result]:
     return result, [w.message for w in heard if isinstance(w.message, Warning)]
 
 
-def _processes(function: Callable[[Job], Told[Result]], jobs: Sequence[Job], workers: int) -> Iterator[Told[Result]]:
+def _processes(
+    function: Callable[[Job], Told[Result]], stages: Sequence[Sequence[Job]], workers: int
+) -> Iterator[Told[Result]]:
     others = {*multiprocessing.active_children()}
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, ([*sys.path],))
     try:
-        futures: list[Future[Told[Result]]] = [pool.submit(function, job) for job in jobs]
-        for future in futures:
-            yield future.result()
+        for jobs in stages:
+            futures: list[Future[Told[Result]]] = [pool.submit(function, job) for job in jobs]
+            for future in futures:
+                yield future.result()
         pool.shutdown()
     except BrokenProcessPool:
         raise SecateurError(

@@ -19,7 +19,10 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def moved(batch: Any, device: torch.device) -> Any:
-    """The batch, every tensor on ``device``; what has its own ``to`` (a tokenizer's output) uses that."""
+    """The batch, every tensor on ``device`` and a copy, since a model may write to what it gets; what has its own ``to`` (a
+    tokenizer's output) uses that."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, copy=True)
     if callable(getattr(batch, "to", None)):
         return batch.to(device)
     if isinstance(batch, Mapping):

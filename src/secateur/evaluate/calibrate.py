@@ -21,6 +21,7 @@ from secateur.stores.memory import MemoryStore
 
 from .batches import device_of, moved, run_batch
 from .blocks import without_cache
+from .gradients import gradients
 from .losses import Loss
 from .mode import eager, only_training
 from .structures import channel_statistics
@@ -28,7 +29,7 @@ from .unit_gradients import unit_gradients
 from .watch import Watch, too_few, why_unseen
 
 INPUTS = ("input_norm", "hessian")
-GRADIENTS = ("grad", "fisher_diag", "hessian_diag", "fisher_inverse_diag")
+GRADIENTS = ("grad", "fisher_diag", "hessian_diag", "fisher_inverse_diag", "fisher_inverse")
 CHANNELS = ("channel_activation", "channel_apoz", "norm_scale")
 UNITS = ("channel_taylor", "head_gradient")
 
@@ -79,7 +80,8 @@ class Calibration:
 
     Args:
         batches: batches of real input; iterated once for a measurement, so a list or a loader. A batch is a tensor, a tuple or
-            list whose first entry is the input, or a mapping of keyword arguments; it is moved to the model's device.
+            list whose first entry is the input, or a mapping of keyword arguments; it is moved to the model's device. Padded
+            tokens count like any other.
         loss: ``loss(model, batch) -> scalar``, for criteria made of gradients.
         forward: ``forward(model, batch)`` runs the model on a batch where the default (``model(batch)``, ``model(batch[0])``,
             ``model(**batch)``) does not; its result is not used.
@@ -88,6 +90,11 @@ class Calibration:
             itself, in a network of any form, which then runs anew for each; or ``"whole"`` to observe all layers of the dense
             network in one go.
         progress: told of every `Step`.
+        per_sample: whether every sample gives a gradient of its own, instead of every batch: slower, and what the empirical
+            Fisher matrix is made of.
+        probes, seed: draws a batch, and what draws their signs, for the Hessian's diagonal (Hutchinson).
+        block, damping: weights of a block of the Fisher matrix, and what is added to its diagonal, for WoodFisher. A block
+            takes ``8 * block`` bytes a weight.
 
     Example:
         >>> import torch, secateur
@@ -102,6 +109,11 @@ class Calibration:
     forward: Forward | None = None
     blocks: str | Sequence[str] = "auto"
     progress: Callable[[Step], None] | None = None
+    per_sample: bool = False
+    probes: int = 1
+    seed: int = 0
+    block: int = 50
+    damping: float = 1e-5
 
     @staticmethod
     def of(value: Any) -> Calibration:
@@ -123,7 +135,7 @@ class Calibration:
         names = [made.blocks] if isinstance(made.blocks, str) else made.blocks
         if not isinstance(names, Sequence) or not names or not all(isinstance(n, str) for n in names):
             raise BadInput(
-                f'Calibration: blocks is "auto", "whole", the name of a module or a list of names; got {made.blocks!r}.'
+                f'Calibration: blocks is "auto", "layers", "whole", the name of a module or a list of names; got {made.blocks!r}.'
             )
         return made
 
@@ -191,12 +203,28 @@ def measure(
         watch = observe(model, store, specs, calibration, gram="hessian" in wanted)
         notes += too_few(watch.short)
         _merge(out, watch.statistics())
+    if made := [w for w in wanted if w in GRADIENTS]:
+        _merge(out, _gradients(model, specs, calibration, made))
     if any(w in CHANNELS for w in wanted):
         weights = [(s, store.entry(s).tensor) for s in specs]
         _merge(out, channel_statistics(model, weights, calibration.batches, wanted, calibration.forward))
     for name in [w for w in wanted if w in UNITS]:
         _merge(out, unit_gradients(name, model, store, specs, calibration.batches, calibration.loss, pattern))
     return out
+
+
+def _gradients(model: nn.Module, specs: Sequence[Spec], calibration: Calibration, wanted: Sequence[str]) -> Statistics:
+    """The statistics of gradients."""
+    c = calibration
+    if c.loss is None:
+        raise BadInput(
+            f"{', '.join(wanted)} is made of gradients: say of which loss, secateur.Calibration(batches, loss=…), a function "
+            "(model, batch) -> scalar."
+        )
+    return gradients(
+        model, c.batches, c.loss, [s.name for s in specs], wanted,
+        per_sample=c.per_sample, seed=c.seed, probes=c.probes, block=c.block, damping=c.damping,
+    )  # fmt: skip
 
 
 def _merge(into: dict[str, dict[str, Tensor]], found: Statistics) -> None:

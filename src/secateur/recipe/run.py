@@ -102,8 +102,7 @@ def _batches(recipe: Recipe, progress: Progress, engine: Engine, jobs: int) -> I
     alike = recipe.model_copy(update={"device": device.type})  # not what each worker finds for itself
     first = [_Job(alike, root.resolve(), s, None, torch.get_num_threads(), jobs) for s in recipe.seeds]
     rest = [_Job(j.recipe, j.root, j.seed, m, j.threads, jobs) for j in first for m in recipe.methods]
-    for some in (first, rest):
-        yield from spread(_work, some, engine, jobs, int(device.type == "cuda"))
+    yield from spread(_work, [first, rest], engine, jobs, int(device.type == "cuda"))
 
 
 def _work(job: _Job) -> tuple[list[str], Made]:

@@ -56,18 +56,18 @@ def differences(c: Comparison) -> str:
 
 
 def _near(series: Sequence[Series]) -> list[Mark]:
-    """Of each sparsity the two marks that are closest to zero."""
+    """Of each sparsity the mark that is closest to zero."""
     at: dict[float, list[Mark]] = {}
     for s in series:
         for m in s.marks:
             at.setdefault(m.x, []).append(m)
-    return [m for marks in at.values() for m in sorted(marks, key=lambda m: abs(m.y))[:2]]
+    return [min(marks, key=lambda m: abs(m.y)) for marks in at.values()]
 
 
 def against_cost(c: Comparison, cost: Cost) -> str | None:
     """The metric against how many times smaller the network is, or how much less work it does; the front is the pale line.
 
-    The axis holds the baseline and the front; lines of others may leave it.
+    The axis holds dense and the baseline; lines of others may leave it.
     """
 
     def times(p: Point) -> float | None:
@@ -92,7 +92,6 @@ def against_cost(c: Comparison, cost: Cost) -> str | None:
     dense = next((m for p, m in known if p.method == DENSE), None)
     xs = [m.x for _, m in known]
     title = "times fewer parameters" if cost == "density" else "times fewer FLOPs, in theory"
-    shown = [m for p, m in known if m in ahead or p.method in (DENSE, c.baseline)]
-    y = axis_of(c.metric, [edge for m in shown for edge in (m.low, m.high)])
+    y = axis_of(c.metric, [edge for p, m in known if p.method in (DENSE, c.baseline) for edge in (m.low, m.high)])
     reference = None if dense is None else (dense.y, f"dense {dense.y:.{c.metric.digits}f}{c.metric.unit}")
     return line_chart(f"{c.metric.name} against {title}", log_axis(title, min(xs), max(xs)), y, lines, reference)

@@ -28,7 +28,12 @@ def headline(c: Comparison) -> str:
         return f"Nothing is shown to beat {c.baseline} at any sparsity."
     every = [v for some in ahead.values() for v in some]
     kept = sum(v.holm for v in every)
-    holm = f"Of {counted(len(every), 'such difference')} Holm's correction for {c.tested} comparisons keeps {kept or 'none'}."
+    which = (
+        ("keeps it" if kept else "does not keep it")
+        if len(every) == 1
+        else f"keeps {kept or 'none'} of these {len(every)}"
+    )
+    holm = f"Holm's correction for {c.tested} comparisons {which}."
     return f"{c.baseline} is beaten by {'; by '.join(told)}. {holm}"
 
 
@@ -113,12 +118,12 @@ def factor(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A while.
+    """A while, where it was one.
 
-    >>> seconds(0.0123), seconds(4.2), seconds(75.0), seconds(None)
-    ('0.01 s', '4.2 s', '75 s', '')
+    >>> seconds(0.0123), seconds(4.2), seconds(75.0), seconds(0.0), seconds(None)
+    ('0.01 s', '4.2 s', '75 s', '', '')
     """
-    if value is None:
+    if not value:
         return ""
     return f"{value:.2f} s" if value < 1 else f"{value:.1f} s" if value < 10 else f"{value:,.0f} s"
 

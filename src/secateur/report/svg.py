@@ -63,12 +63,12 @@ class Axis:
     ticks: list[tuple[float, str]]
     place: Callable[[float], float] = field(default=lambda v: v)
 
-    def at(self, value: float, start: float, end: float) -> float:
-        """Pixel of ``value`` on an axis from ``start`` to ``end``; what lies outside goes to the edge."""
+    def at(self, value: float, start: float, end: float, beyond: bool = False) -> float:
+        """Pixel of ``value`` on an axis from ``start`` to ``end``; what lies outside goes to the edge, or ``beyond`` it."""
         low, high = self.place(self.low), self.place(self.high)
         if low == high:
             return (start + end) / 2
-        part = (self.place(min(max(value, self.low), self.high)) - low) / (high - low)
+        part = (self.place(value if beyond else min(max(value, self.low), self.high)) - low) / (high - low)
         return start + part * (end - start)
 
     def holds(self, value: float) -> bool:
@@ -257,10 +257,13 @@ def _points(places: Sequence[Place]) -> str:
 
 
 def _area(s: Series, x: Axis, y: Axis, right: float, bottom: float) -> str:
-    """What lies between the ends of the errors, as far as the axis goes."""
-    above = [(x.at(m.x, LEFT, right), y.at(m.high, bottom, TOP)) for m in s.marks]
-    below = [(x.at(m.x, LEFT, right), y.at(m.low, bottom, TOP)) for m in reversed(s.marks)]
-    return f'<polygon class="area {css(s.style)}" points="{_points([*above, *below])}"/>'
+    """What lies between the ends of the errors, in a window that is the axis."""
+    above = [(x.at(m.x, LEFT, right), y.at(m.high, bottom, TOP, beyond=True)) for m in s.marks]
+    below = [(x.at(m.x, LEFT, right), y.at(m.low, bottom, TOP, beyond=True)) for m in reversed(s.marks)]
+    wide, tall = right - LEFT, bottom - TOP
+    window = f'x="{LEFT}" y="{TOP}" width="{wide}" height="{tall}" viewBox="{LEFT} {TOP} {wide} {tall}"'
+    shape = f'<polygon class="area {css(s.style)}" points="{_points([*above, *below])}"/>'
+    return f'<svg {window} style="width:{wide}px;height:{tall}px">{shape}</svg>'
 
 
 def _dot(style: int, m: Mark, x: float, y: Axis, bottom: float) -> str:

@@ -4,11 +4,18 @@ from collections.abc import Mapping
 
 from .asked import AnySolver
 from .base import Solution
+from .fisher import woodfisher
+from .least_squares import refit
 from .obs import OBS, ExactOBS
-from .refit import refit
 from .sparsegpt import SparseGPT
 
-__all__ = ["NAMED", "OBS", "ExactOBS", "Solution", "SparseGPT", "refit"]
+__all__ = ["NAMED", "OBS", "ExactOBS", "Solution", "SparseGPT", "refit", "woodfisher"]
 
-NAMED: Mapping[str, AnySolver] = {"sparsegpt": SparseGPT(), "obs": OBS(), "exactobs": ExactOBS(), "refit": refit}
+NAMED: Mapping[str, AnySolver] = {
+    "sparsegpt": SparseGPT(),
+    "obs": OBS(),
+    "exactobs": ExactOBS(),
+    "refit": refit,
+    "woodfisher": woodfisher,
+}
 """The solvers that can be asked for by name."""
