@@ -48,7 +48,7 @@ WHEN = ("at once", "tuned")
 PARTS = {
     "the first five": {"own": slice(0, 5)},
     "the last": {"own": slice(5, 6)},
-    "the last at random": {"own": slice(0, 5), "random": slice(5, 6)},
+    "all six, the last at random": {"own": slice(0, 5), "random": slice(5, 6)},
 }
 """Which convolutions lose channels by a criterion, and which at random: to see where the damage comes from. Looked at after
 the accuracies were known."""
@@ -256,15 +256,18 @@ def _parts_table(found: Results) -> Table:
     for method, title in {"dense": "dense", **{m: title for m, (title, _) in METHODS.items()}}.items():
         row = [title]
         for part in PARTS:
-            values, random = ([r[BY_PART][m][part]["accuracy"] for r in found] for m in (method, "random"))
-            above = interval([v - r for v, r in zip(values, random, strict=True)])
-            row += [shown(interval(values)), "" if method in ("dense", "random") else shown(above, sign=True)]
+            own, random = (partial(_of_part, method=m, part=part) for m in (method, "random"))
+            above = "" if method in ("dense", "random") else shown(paired(found, own, random), sign=True)
+            row += [shown(interval([own(r) for r in found])), above]
         worst = [r[BY_PART][method]["the last"]["worst class"]["accuracy"] for r in found]
         rows.append((*row, shown(interval(worst))))
-    heads = ("<", *(head for part in PARTS for head in (part, "above random")), "worst class without some of the last")
-    return Table(
-        f"Where {float(AMOUNTS[0]):.0%} of channels go from some convolutions only: accuracy at once, %", heads, rows
-    )
+    heads = ("<", *(head for part in PARTS for head in (part, "above random")), "the last: worst class")
+    title = f"Where the loss at {float(AMOUNTS[0]):.0%} comes from: accuracy at once, %, with some convolutions pruned as named"
+    return Table(title, heads, rows)
+
+
+def _of_part(result: Mapping[str, Any], method: str, part: str) -> float:
+    return float(result[BY_PART][method][part]["accuracy"])
 
 
 def _accuracy(result: Mapping[str, Any], name: str, when: str) -> float:

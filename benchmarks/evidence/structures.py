@@ -11,6 +11,8 @@ BatchNorm's statistics are measured again on 6,400 training pictures. The test p
   those in the norms too. The dense network is trained on in the same way.
 
 BatchNorm scale comes without the L1 penalty on it that network slimming trains with. Random channels are drawn by the seed.
+All this was settled before anything was scored. The table that prunes only some of the convolutions was added afterwards, to see
+where what came out comes from.
 
 *Heads.* Of MiniLM's 72 heads, 12 in each of 6 layers, a share goes at once, without training: over all layers (``global``) or
 from each (``uniform``); counts are rounded down to whole heads. The scores are those of the study ``encoder``. Mean activation,
