@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks.evidence.common import Setup, Unfinished, using
 from benchmarks.result import Result
 
-STUDIES = ("mnist1d", "lenet", "cnn", "peers", "regularize", "movement", "language", "encoder", "lite")
+STUDIES = ("mnist1d", "lenet", "cnn", "peers", "regularize", "movement", "secondorder", "language", "encoder", "lite")
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 
 
