@@ -15,7 +15,9 @@ from rich.console import Console
 from benchmarks.evidence.common import Setup, Unfinished, using
 from benchmarks.result import Result
 
-STUDIES = ("mnist1d", "lenet", "cnn", "peers", "regularize", "movement", "secondorder", "language", "encoder", "lite")
+STUDIES = (
+    "mnist1d", "lenet", "cnn", "peers", "regularize", "movement", "secondorder", "language", "encoder", "lite", "structures",
+)  # fmt: skip
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 
 

@@ -18,13 +18,11 @@ No layer is left without a weight (``min_keep=1``).
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import SGD, Optimizer
 
@@ -42,6 +40,7 @@ from benchmarks.evidence.common import (
     seeded,
     seeds_of,
     shown,
+    trained_once,
     updates,
 )  # fmt: skip
 from benchmarks.result import Bar, Table
@@ -147,7 +146,7 @@ def _task(seed: int, size: Size) -> Task:
     return pictures_for(seed, size.train, size.batch, size.scored)
 
 
-def _made(model: nn.Module, steps: int, first: int = 0) -> tuple[Optimizer, Any]:
+def sgd(model: nn.Module, steps: int, first: int = 0) -> tuple[Optimizer, Any]:
     """The optimizer, and a learning rate that falls over ``steps`` updates; from update ``first`` on."""
     optimizer = SGD(model.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
     return optimizer, linear_rate(optimizer, steps, first, FLOOR)
@@ -156,14 +155,14 @@ def _made(model: nn.Module, steps: int, first: int = 0) -> tuple[Optimizer, Any]
 def _dense(seed: int, size: Size) -> dict[str, Any]:
     task, model = _task(seed, size), seeded(small_resnet, seed)
     steps = size.epochs * task.steps
-    fit(model, task, seed, steps, _made(model, steps))
+    fit(model, task, seed, steps, sgd(model, steps))
     return scored(model, task)
 
 
 def _gradual(seed: int, size: Size, sparsity: float) -> dict[str, Any]:
     task, model = _task(seed, size), seeded(small_resnet, seed)
     steps = size.epochs * task.steps
-    made = _made(model, steps)
+    made = sgd(model, steps)
     pruner = secateur.Pruner(model, made[0], secateur.schedules.auto(sparsity, steps), min_keep=1)
     fit(model, task, seed, steps, made, pruner)
     return scored(model, task)
@@ -173,7 +172,7 @@ def _iterative(seed: int, folder: Path, size: Size, sparsity: float, how: Any) -
     task = _task(seed, size)
     found = secateur.iterate(
         seeded(small_resnet, seed), folder / f"{how}-{sparsity}", train=updates, evaluate=task.metrics,
-        make_optimizer=partial(_made, steps=size.dense_round * task.steps), make_data=task.epoch, epochs=size.dense_round,
+        make_optimizer=partial(sgd, steps=size.dense_round * task.steps), make_data=task.epoch, epochs=size.dense_round,
         retrain_epochs=size.round_epochs, rounds=size.rounds, target=sparsity, rewind=how, seed=seed, min_keep=1,
     )  # fmt: skip
     return {**found[-1].metrics, "sparsity": found[-1].sparsity, "data": task.name}
@@ -184,19 +183,10 @@ def _start(seed: int, folder: Path, size: Size) -> dict[str, Any]:
 
 
 def _started(seed: int, folder: Path, size: Size) -> nn.Module:
-    """What one-shot pruning and its control begin with: trained, or read from beside the cell."""
+    """What one-shot pruning and its control begin with."""
     task, model = _task(seed, size), seeded(small_resnet, seed)
-    path = folder / "start.safetensors"
-    if path.exists():
-        model.load_state_dict(load_file(path))
-        return model
     steps = size.before * task.steps
-    fit(model, task, seed, steps, _made(model, steps))
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".start.{os.getpid()}"
-    save_file(model.state_dict(), part)
-    part.replace(path)
-    return model
+    return trained_once(folder / "start.safetensors", model, lambda: fit(model, task, seed, steps, sgd(model, steps)))
 
 
 def _after_start(seed: int, folder: Path, size: Size, sparsity: float, how: str) -> dict[str, Any]:
@@ -205,6 +195,6 @@ def _after_start(seed: int, folder: Path, size: Size, sparsity: float, how: str)
     criterion = secateur.random(seed) if how == "random" else "magnitude"
     secateur.prune(model, sparsity, criterion=criterion, min_keep=1)
     before, after = size.before * task.steps, (size.epochs - size.before) * task.steps
-    made = _made(model, before, first=before - after if how == "oneshot-lr" else before)
+    made = sgd(model, before, first=before - after if how == "oneshot-lr" else before)
     fit(model, task, seed, after, made, secateur.Pruner(model, made[0]))
     return scored(model, task)

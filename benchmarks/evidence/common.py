@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -247,6 +248,19 @@ def fit(
     """Makes ``steps`` updates; the order of the data is the one that `secateur.iterate` gives to the seed."""
     run = Run(model, *made, pruner, 0, steps, lambda e: task.epoch(order_of(seed, e)), task.steps)
     updates(run)
+
+
+def trained_once(path: Path, model: nn.Module, train: Callable[[], None]) -> nn.Module:
+    """A model with the weights in a file beside the cells; where it is not there, trained and put there, whole."""
+    if path.exists():
+        model.load_state_dict(load_file(path))
+        return model
+    train()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.{os.getpid()}")
+    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, part)
+    part.replace(path)
+    return model
 
 
 # Statistics

@@ -71,14 +71,14 @@ class Subject:
     Attributes:
         encoder: the network, and the texts and judgements of WordSim-353 and Lee50.
         words, definitions: token lists of the nouns that are tested and of what they mean.
-        others: definitions of other nouns.
+        others: other nouns and what they mean.
         tokenizer: makes token lists of texts.
     """
 
     encoder: Encoder
     words: Sequence[Sequence[int]]
     definitions: Sequence[Sequence[int]]
-    others: Sequence[str]
+    others: Sequence[sources.Meaning]
     tokenizer: Any
 
 
@@ -99,27 +99,32 @@ def run_seed(seed: int, folder: Path, quick: bool) -> dict[str, Any]:
 
 def _dense(size: Size) -> dict[str, Any]:
     subject = subject_of(size)
-    return _scored(subject.encoder.model, subject, size)
+    return scored(subject.encoder.model, subject, size)
 
 
 def _pruned(seed: int, size: Size, point: Any) -> dict[str, Any]:
     subject = subject_of(size)
     batches = partial(_calibration, subject, size, seed)
     model, facts = pruned(subject.encoder.model, point, seed, batches, ignore=UNUSED)
-    return {**_scored(model.cpu(), subject, size), **facts}
+    return {**scored(model.cpu(), subject, size), **facts}
+
+
+def drawn_nouns(subject: Subject, size: Size, seed: int) -> list[sources.Meaning]:
+    """The nouns that a seed draws of those that are not tested."""
+    drawn = torch.randperm(len(subject.others), generator=torch.Generator().manual_seed(seed))[: size.definitions]
+    return [subject.others[i] for i in drawn.tolist()]
 
 
 def _calibration(subject: Subject, size: Size, seed: int, most: int = 32) -> list[dict[str, Tensor]]:
-    """Definitions drawn by the seed, in batches of one length."""
-    drawn = torch.randperm(len(subject.others), generator=torch.Generator().manual_seed(seed))[: size.definitions]
+    """Definitions of the nouns that the seed draws, in batches of one length."""
     by_length: dict[int, list[Sequence[int]]] = {}
-    for tokens in subject.tokenizer([subject.others[i] for i in drawn.tolist()])["input_ids"]:
+    for tokens in subject.tokenizer([m.definition for m in drawn_nouns(subject, size, seed)])["input_ids"]:
         by_length.setdefault(len(tokens), []).append(tokens)
     chunks = [same[i : i + most] for _, same in sorted(by_length.items()) for i in range(0, len(same), most)]
     return [on_device(minilm.padded(chunk, subject.tokenizer.pad_token_id)) for chunk in chunks]
 
 
-def _scored(model: nn.Module, subject: Subject, size: Size) -> dict[str, Any]:
+def scored(model: nn.Module, subject: Subject, size: Size) -> dict[str, Any]:
     """Every test's score, and the scores of its draws."""
     found = scorers(embed(model, subject.encoder), subject.encoder)
     hits = _hits(model, subject)
@@ -155,8 +160,8 @@ def subject_of(size: Size) -> Subject:
     every = sources.meanings()
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
     tested = [every[i] for i in order[: size.nouns]]
-    scored = {m.definition for m in tested}
-    others = [every[i].definition for i in order[size.nouns :] if every[i].definition not in scored]
+    taken = {m.definition for m in tested}
+    others = [every[i] for i in order[size.nouns :] if every[i].definition not in taken]
     tokens = [tokenizer(t)["input_ids"] for t in ([m.word for m in tested], [m.definition for m in tested])]
     encoder = load()
     if not size.real:
@@ -168,7 +173,7 @@ def _stand_in() -> nn.Module:
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.5
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, initializer_range=0.5
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -181,14 +186,14 @@ def _stand_in() -> nn.Module:
 def summary(results: Results) -> tuple[list[Table], list[Bar]]:
     """Scores, and differences from magnitude within each layer."""
     first = next(c for r in results for c in r.values())
-    rows = [("dense", *_scores(results, "dense"), "", "")]
+    rows = [("dense", *levels(results, "dense"), "", "")]
     above = []
     for p in points(AMOUNTS):
         if any(p.name in r for r in results):
-            rows.append((p.title, *_scores(results, p.name), *cost(results, p.name)))
+            rows.append((p.title, *levels(results, p.name), *cost(results, p.name)))
             reference = f"{REFERENCE}-{p.amount}"
             if p.method != REFERENCE and any(reference in r for r in results):
-                above.append((p.title, *(_difference(results, p.name, reference, t) for t in TESTS)))
+                above.append((p.title, *(difference(results, p.name, reference, t) for t in TESTS)))
     title = (
         f"{first['model']}: scores times 100; {seeds_of(results)}, mean ± half of the 95 % interval where a seed changes the "
         "method, else one run"
@@ -198,12 +203,13 @@ def summary(results: Results) -> tuple[list[Table], list[Bar]]:
     return [Table(title, (*heads, "seconds", "peak over the model, MiB"), rows), Table(between, heads, above)], []
 
 
-def _scores(results: Results, name: str) -> list[str]:
+def levels(results: Results, name: str) -> list[str]:
+    """The scores of a cell, times 100, as a table shows them."""
     found = (over(results, name, lambda c, t=t: 100 * c["scores"][t]["score"]) for t in TESTS)
     return ["" if i is None else shown(i, digits=1) for i in found]
 
 
-def _difference(results: Results, name: str, reference: str, test: str) -> str:
+def difference(results: Results, name: str, reference: str, test: str) -> str:
     """The difference of the means over seeds, and its interval over the draws of what is tested."""
     ours, theirs = (_draws(results, n, test) for n in (name, reference))
     low, high = percentile_interval(ours[1:] - theirs[1:])

@@ -120,9 +120,9 @@ def sizes(folder: Path) -> dict[str, int]:
 class Runs:
     """``secateur run --resume`` of one recipe into one folder, over and over."""
 
-    def __init__(self, recipe: Path, folder: Path, fork: bool) -> None:
+    def __init__(self, recipe: Path, folder: Path, fork: bool, jobs: int) -> None:
         self._folder, self._fork = folder, fork
-        self._words = ["run", str(recipe), "--resume", "--json", "--set", f"folder={folder}"]
+        self._words = ["run", str(recipe), "--resume", "--json", "--set", f"folder={folder}", "--jobs", str(jobs)]
 
     def begin(self, first: Callable[[], None] = lambda: None) -> int:
         """A run; its number."""
@@ -151,13 +151,14 @@ class Runs:
         return endings
 
 
-def told_of(root: Path, fork: bool, kills: int | None, seed: int) -> list[list[int]]:
+def told_of(root: Path, fork: bool, kills: int | None, seed: int, jobs: int) -> list[list[int]]:
     """Runs left alone into ``0``, and killed into ``1`` and, where that is at its end too soon, ``2`` and so on; how the
-    processes for each ended. It kills so many times at random, or at file operations (``None``)."""
+    processes for each ended. It kills so many times at random, or at file operations (``None``); those that are killed have
+    so many workers, the one left alone has none."""
     (root / "recipe.yaml").write_text(RECIPE, "utf-8")
 
     def into(number: int) -> Runs:
-        return Runs(root / "recipe.yaml", root / str(number), fork)
+        return Runs(root / "recipe.yaml", root / str(number), fork, jobs if number else 1)
 
     pid, started = into(0).at_work(), time.perf_counter()
     endings = [[end_of(pid)]]

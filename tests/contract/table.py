@@ -145,6 +145,11 @@ class Case:
         }  # fmt: skip
 
 
+def default_of(pattern: str) -> str:
+    """The allocation that a pattern has where none is named."""
+    return "uniform" if pattern == "row" else "global"
+
+
 def amounts_of(pattern: str, allocation: str) -> tuple[str, ...]:
     """How an amount can be given: only patterns and mappings that say it themselves leave it out."""
     says_itself = pattern == "2:4" or allocation == "mapping"
@@ -166,7 +171,7 @@ PLAIN = [case for case in DEFINED if (case.amount, case.nonfinite, case.caps) ==
 
 def in_turn(case: Case, choices: Sequence[T], step: int = 0) -> Sequence[T]:
     """All the choices by magnitude or for the default allocation; one in turn for the rest, enough for all together."""
-    if case.allocation == "global" or case.criterion == "magnitude":
+    if case.allocation == default_of(case.pattern) or case.criterion == "magnitude":
         return choices
     return [choices[(PLAIN.index(case) + step) % len(choices)]]
 

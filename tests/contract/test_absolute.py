@@ -100,7 +100,7 @@ def test_a_zero_comes_first_whatever_the_criterion() -> None:
     w = torch.tensor([5.0, 0.0, -3.0, 0.0])
 
     def zeros_last(weight: Tensor) -> Tensor:
-        return (weight == 0).float()
+        return (weight == 0).float() - weight.abs() / 100
 
     secateur.prune(w, 0.5, criterion=zeros_last)
     assert w.tolist() == [5.0, 0.0, -3.0, 0.0]

@@ -13,7 +13,18 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import secateur
 from secateur import Pruner, regularize, schedules
-from tests.contract.training import NO_ZERO_STATE, OPTIMIZERS, PATTERNS, STEPS, batch, check_held, net, weights
+from tests.contract.training import (
+    NO_ZERO_STATE,
+    OPTIMIZERS,
+    PATTERNS,
+    STEPS,
+    batch,
+    check_held,
+    moved_by_hand,
+    net,
+    the_same,
+    weights,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 CUBIC = schedules.cubic(0.75, begin=1, end=6, every=2)
@@ -93,22 +104,7 @@ def test_moving_masks_are_those_of_the_cpu(grow: str) -> None:
 
 
 def test_movement_is_that_of_the_cpu() -> None:
-    found = []
-    for device in ("cpu", "cuda"):
-        model = net().to(device)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
-        how = secateur.dynamic.movement(every=2, end=7)
-        pruner = Pruner(model, optimizer, schedules.cubic(0.75, begin=1, end=6), rewire=how)
-        for t in range(STEPS):
-            optimizer.zero_grad()
-            for i, p in enumerate(model.parameters()):  # the same gradients on both devices
-                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * t + i)).to(device)
-            optimizer.step()
-            check_held(model, pruner, optimizer)
-            state = pruner.state_dict().get("movement", {"scores": {}, "values": {}})
-            found.append({n: x.cpu() for part in (pruner.masks(), *state.values()) for n, x in part.items()})
-    halves = zip(found[:STEPS], found[STEPS:], strict=True)
-    assert all(torch.equal(a[n], b[n]) for a, b in halves for n in a)
+    assert the_same(moved_by_hand("cpu"), moved_by_hand("cuda"))
 
 
 def test_iterative_pruning_and_its_random_numbers(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.contract.table import (
     PATTERNS,
     PLAIN,
     Case,
+    default_of,
     expected_warnings,
     ids,
     in_turn,
@@ -109,7 +110,7 @@ def test_every_combination_in_every_dtype(case: Case) -> None:
 @pytest.mark.parametrize("s", [0.0, 0.003, 0.125, 0.5, 0.999])
 @pytest.mark.parametrize("pattern", ["unstructured", "4x4", "channel", "channel:in"])
 def test_the_whole_range(pattern: str, s: float) -> None:
-    pruned_rightly(Case(pattern, "global", "magnitude"), "bfloat16", "ties", s)
+    pruned_rightly(Case(pattern, default_of(pattern), "magnitude"), "bfloat16", "ties", s)
     pruned_rightly(Case(pattern, "uniform", "magnitude"), "float32", "plain", s)
 
 

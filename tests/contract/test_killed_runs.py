@@ -19,10 +19,11 @@ SECONDS = ("taken.json", "costs.json")
 KILLED = -signal.SIGKILL
 
 
-def endings(root: Path, fork: bool, kills: int | None, seed: int = 0) -> list[list[int]]:
+def endings(root: Path, fork: bool, kills: int | None, seed: int = 0, jobs: int = 1) -> list[list[int]]:
     """Runs left alone into the folder ``0``, and killed into the others; how the processes of each ended."""
+    how = json.dumps({"fork": fork, "kills": kills, "seed": seed, "jobs": jobs})
     done = subprocess.run(
-        [sys.executable, "-m", "tests.contract.killed_runs", root, json.dumps({"fork": fork, "kills": kills, "seed": seed})],
+        [sys.executable, "-m", "tests.contract.killed_runs", root, how],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -55,6 +56,16 @@ def test_killed_twenty_times_at_random_moments(fork: bool, tmp_path: Path) -> No
     found = endings(tmp_path, fork, 20, seed)
     assert sum(ending.count(KILLED) for ending in found[1:]) == 20
     assert all(ending[-1] == 0 and set(ending[:-1]) <= {KILLED} for ending in found[1:])
+    the_same(tmp_path, len(found))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_with_workers_at_random_moments(tmp_path: Path) -> None:
+    seed = time.time_ns()
+    print(f"the seed of the moments: {seed}")
+    found = endings(tmp_path, False, 6, seed, jobs=2)
+    assert sum(ending.count(KILLED) for ending in found[1:]) == 6 and all(ending[-1] == 0 for ending in found[1:])
     the_same(tmp_path, len(found))
 
 

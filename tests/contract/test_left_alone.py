@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import secateur
 from tests.contract.nets import BIASES, CHOSEN, Net, bits, is_zero, net, snapshot, tensors
-from tests.contract.table import DEFINED, PLAIN, Case, expected_warnings, ids
+from tests.contract.table import DEFINED, PLAIN, Case, default_of, expected_warnings, ids
 
-ONE_OF_EACH = [c for c in PLAIN if c.allocation == "global" and c.criterion in ("magnitude", "function")]
+ONE_OF_EACH = [c for c in PLAIN if c.allocation == default_of(c.pattern) and c.criterion in ("magnitude", "function")]
 
 
 def prune(model: nn.Module, case: Case) -> secateur.Report:
@@ -140,7 +140,7 @@ def test_a_compiled_model_sees_the_zeros(pattern: str) -> None:
     model, x = net().eval(), torch.randn(2, 4, 3, 3)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     dense = compiled(x)
-    case = Case(pattern, "global", "magnitude")
+    case = Case(pattern, default_of(pattern), "magnitude")
     with expected_warnings():
         secateur.prune(compiled, **case.asked())
     assert not torch.allclose(compiled(x), dense)

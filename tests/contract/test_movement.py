@@ -23,6 +23,7 @@ from tests.contract.training import (
     OPTIMIZERS,
     batch,
     check_held,
+    moved_by_hand,
     net,
     the_same,
     train,
@@ -47,11 +48,18 @@ def started(way: str, optimizer: str = SGD, **choice: Any) -> tuple[nn.Module, O
     return model, opt, Pruner(model, opt, **{**WAYS[way], **choice})
 
 
+def add_noise(model: nn.Module, t: int) -> None:
+    generator = torch.Generator().manual_seed(t)
+    for p in model.parameters():
+        assert p.grad is not None
+        p.grad.add_(0.01 * torch.randn(p.shape, generator=generator))
+
+
 class ByDefinition:
     """The same training, with all weights in tensors of its own, and masks by sorting."""
 
-    def __init__(self, way: str, optimizer: str) -> None:
-        self.way, self.steps = way, 0
+    def __init__(self, way: str, optimizer: str, change: Callable[[nn.Module, int], None] = lambda *_: None) -> None:
+        self.way, self.change, self.steps = way, change, 0
         self.model = net()
         self.optimizer = {**OPTIMIZERS, **MIXING}[optimizer](self.model.parameters())
         self.chosen = {n: p for n, p in sorted(self.model.named_parameters()) if p.ndim == 2}
@@ -63,6 +71,7 @@ class ByDefinition:
         self.optimizer.zero_grad()
         x = batch(self.steps)
         (self.model(x) - x.flip(1)).square().mean().backward()
+        self.change(self.model, self.steps)
         for n, p in self.chosen.items():
             assert p.grad is not None
             if self.steps < END:
@@ -215,6 +224,30 @@ def test_soft_lives_what_passes_and_the_penalty_says_how_much() -> None:
         found.append(pruner.sparsity)
         assert pruner.sparsity == pytest.approx(check_held(model, pruner) / weights(model))
     assert found == sorted(found) and found[0] < 0.5 < found[-1]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("optimizer", [SGD, "adamw fused", *MIXING])
+def test_it_is_what_the_definition_says_of_gradients_that_were_changed_by_hand(optimizer: str, way: str) -> None:
+    model, opt, pruner = started(way, optimizer)
+    wanted = ByDefinition(way, optimizer, change=add_noise)
+    for t in range(LAST):
+        opt.zero_grad()
+        x = batch(t)
+        (model(x) - x.flip(1)).square().mean().backward()
+        add_noise(model, t)
+        opt.step()
+        wanted.step()
+        check_held(model, pruner, opt)
+        assert the_same(pruner.masks(), wanted.live), t
+        assert the_same(model.state_dict(), wanted.model.state_dict()), t
+
+
+def test_gradients_set_by_hand_bring_nothing_back_before_the_end_and_after_it() -> None:
+    found = moved_by_hand("cpu")
+    assert sum(len(f) for f in found) == 9 * 6 + 3 * (len(found) - 6)  # scores and values until the mask is fixed
+    pruned = {n: int((~m).sum()) for n, m in found[-1].items()}
+    assert sum(pruned.values()) == 312 and the_same(found[-1], found[6])
 
 
 def check_resumes(start: Callable[[], tuple[Any, ...]]) -> None:

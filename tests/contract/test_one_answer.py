@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 import secateur
 from tests.contract.disk import load, save_one, save_shards
 from tests.contract.nets import CHOSEN, Kind, bits, net, tensors
-from tests.contract.table import DTYPES, PATTERNS, PLAIN, Case, expected_warnings, ids, in_turn
+from tests.contract.table import DTYPES, PATTERNS, PLAIN, Case, default_of, expected_warnings, ids, in_turn
 
 State = dict[str, Tensor]
 
@@ -71,7 +71,7 @@ def test_module_dict_wrappers_and_files_agree(case: Case, tmp_path: Path) -> Non
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_dtype_comes_back_from_every_store(pattern: str, dtype: str, tmp_path: Path) -> None:
-    case = Case(pattern, "global", "random")
+    case = Case(pattern, default_of(pattern), "random")
     model = net(dtype, "ties")
     dense = tensors(model)
     pruned(model, case)
@@ -198,7 +198,7 @@ def test_masks_are_the_plan_in_another_form(case: Case) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_strides_change_nothing(pattern: str) -> None:
     """Channels-last and transposed weights are pruned where they lie."""
-    case = Case(pattern, "global", "magnitude")
+    case = Case(pattern, default_of(pattern), "magnitude")
     for dtype in ("float32", "bfloat16", "float8_e4m3fn"):
         plain, strided = net(dtype, "ties"), net(dtype, "ties")
         strided.conv.weight.data = strided.conv.weight.data.view(8, 4, 3, 1).transpose(2, 3)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur import Pruner, schedules
+from secateur import Pruner, dynamic, schedules
 from secateur.train.optimizers import STATE_KEYS
 
 Make = Callable[[Any], Optimizer]
@@ -152,6 +152,26 @@ def train(
             optimizer.step()
         if each is not None:
             each()
+
+
+def moved_by_hand(device: str) -> list[dict[str, Tensor]]:
+    """Movement pruning by gradients that are set by hand: masks, scores and values after each step, on the CPU."""
+    model = net().to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.25, momentum=0.5)
+    how = dynamic.movement(every=2, end=7)
+    pruner = Pruner(model, optimizer, schedules.cubic(0.75, begin=1, end=6), rewire=how)
+    found = []
+    for t in range(STEPS + 2):
+        optimizer.zero_grad()
+        for i, p in enumerate(model.parameters()):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * t + i)).to(device)
+        optimizer.step()
+        check_held(model, pruner, optimizer)
+        state = pruner.state_dict().get("movement", {"scores": {}, "values": {}})
+        found.append(
+            {f"{i} {n}": x.cpu() for i, part in enumerate((pruner.masks(), *state.values())) for n, x in part.items()}
+        )
+    return found
 
 
 def check_held(model: nn.Module, pruner: Pruner, optimizer: Optimizer | None = None) -> int:

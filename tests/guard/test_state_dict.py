@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import secateur
 
-NO_MODEL = {"elementwise", "load_plan", "magnitude", "random", "save_plan"}
+NO_MODEL = {"compare", "elementwise", "load_plan", "magnitude", "random", "save_plan"}
 """Public functions that are never given a model."""
 
 
@@ -100,6 +100,13 @@ def bake(model: nn.Module) -> object:
     return secateur.from_torch_prune(model)
 
 
+def scanned(model: nn.Module) -> object:
+    def first_weight(m: nn.Module) -> float:
+        return float(next(m.parameters()).abs().mean())
+
+    return secateur.sensitivity(model, first_weight, [0.5], higher_is_better=True)
+
+
 VERBS: dict[str, tuple[str, Callable[[nn.Module], object]]] = {
     "prune": ("prune", lambda m: secateur.prune(m, 0.5)),
     "prune 2:4": ("prune", lambda m: secateur.prune(m, pattern="2:4")),
@@ -114,12 +121,13 @@ VERBS: dict[str, tuple[str, Callable[[nn.Module], object]]] = {
     "from_torch_prune": ("from_torch_prune", bake),
     "prune with data": ("prune", with_data),
     "prune with a solver": ("prune", solved),
+    "sensitivity": ("sensitivity", scanned),
     "calibrate": ("calibrate", lambda m: secateur.calibrate(m, images(), "hessian", ignore=["*_proj_weight", "lstm"])),
     "count_flops": ("count_flops", lambda m: secateur.count_flops(m, images()[0])),
     "recalibrate_batchnorm": ("recalibrate_batchnorm", lambda m: secateur.recalibrate_batchnorm(m, images(3))),
 }  # fmt: skip
 TRAINS = {"iterate"}  # leaves a model with other values; tests/unit/test_iterative.py
-WRITES = {"prune", "apply", "from_torch_prune", "recalibrate_batchnorm"}
+WRITES = {"prune", "apply", "from_torch_prune", "recalibrate_batchnorm", "sensitivity"}  # which puts it back
 
 
 def test_every_public_function_is_here() -> None:

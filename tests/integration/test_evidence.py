@@ -31,7 +31,6 @@ LAST = {
     "peers": "loop-0.95",
     "regularize": "group-lasso-0.1",
     "movement": "soft-0.0001",
-    "secondorder": "sparsegpt-0.98",
 }
 """The cell that each study that trains makes last; some need others that are on disk."""
 

@@ -38,8 +38,13 @@ def test_it_installs_and_prunes(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("secateur-*.dist-info/WHEEL")
     assert "Root-Is-Purelib: true" in wheel.read_text()
     assert not list((tmp_path / "secateur").rglob("*.so"))
-    pages = ("run_page.html.j2", "compare_page.html.j2", "macros.html.j2", "page.css")
-    for data in ("py.typed", *(f"report/{p}" for p in pages)):
+    for data in (
+        "py.typed",
+        "report/run_page.html.j2",
+        "report/compare_page.html.j2",
+        "report/macros.html.j2",
+        "report/page.css",
+    ):
         assert (tmp_path / "secateur" / data).exists()
 
     folders = [str(tmp_path), sysconfig.get_path("purelib")]

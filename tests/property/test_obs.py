@@ -167,14 +167,14 @@ def test_groups_lose_their_share_and_no_more(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("rows", [1, 7])
 def test_batches_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from secateur.core.solve import obs, refit
+    from secateur.core.solve import least_squares, obs
 
     d = layers.draw(7, 24, 4)
     for pattern in (FREE, NM(2, 4)):
         whole = ExactOBS()(d.weight, hessian=d.hessian, pattern=pattern, count=84)
         with monkeypatch.context() as patch:
             patch.setattr(obs, "BATCH", rows * 24 * 24)
-            patch.setattr(refit, "BATCH", rows * 24 * 24)
+            patch.setattr(least_squares, "BATCH", rows * 24 * 24)
             parts = ExactOBS()(d.weight, hessian=d.hessian, pattern=pattern, count=84)
         assert torch.equal(parts.mask, whole.mask)
         torch.testing.assert_close(parts.weight, whole.weight, rtol=0, atol=1e-11)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from secateur.core.patterns import NM, Pattern, Unstructured
 from secateur.core.solve.base import Solver
+from secateur.core.solve.least_squares import refit
 from secateur.core.solve.obs import ExactOBS
-from secateur.core.solve.refit import refit
 from secateur.core.solve.sparsegpt import SparseGPT
 from tests.property import layers
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from secateur.core.patterns import NM, Block, Pattern, Unstructured
 from secateur.core.solve import obs
 from secateur.core.solve.base import MOST_SHARE, Solution, Solver, exactly
+from secateur.core.solve.least_squares import refit
 from secateur.core.solve.obs import OBS, ExactOBS
-from secateur.core.solve.refit import refit
 from secateur.core.solve.sparsegpt import SparseGPT
 from secateur.errors import BadInput, BadTensor, NotDefined
 from tests.property import layers

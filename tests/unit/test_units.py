@@ -166,12 +166,12 @@ def test_a_zero_weight_does_not_keep_its_unit() -> None:
 @pytest.mark.parametrize("reduce", ["l1", "l2"])
 @pytest.mark.parametrize("allocation", ["global", "uniform"])
 def test_norms_of_negative_scores_are_refused(reduce: Any, allocation: str) -> None:
-    w = {"a.weight": torch.ones(2, 2)}
+    w = {"a.weight": torch.tensor([[1.0, 2.0], [1.0, 2.0]])}
     with pytest.raises(
         BadTensor, match=rf"negative scores for 'a\.weight' .*, and {reduce} is a norm.*say reduce=\"mean\""
     ):
         secateur.prune(w, 0.5, criterion=lowest_largest, pattern=secateur.Channel("out", reduce), allocation=allocation)
-    assert w["a.weight"].tolist() == [[1, 1], [1, 1]]
+    assert w["a.weight"].tolist() == [[1, 2], [1, 2]]
     positive = secateur.prune(w, 0.5, criterion=lambda weight: weight**2, pattern=secateur.Channel("out", reduce))
     assert positive.zeros == 2
 

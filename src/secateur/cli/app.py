@@ -114,7 +114,10 @@ def prune_command(
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="Instead: weights with |w| below this go.")] = None,
     criterion: Annotated[
-        str, typer.Option(help="magnitude; the control: random, or random(SEED); with --calibration: wanda.")
+        str,
+        typer.Option(
+            help="magnitude; the control: random, or random(SEED); with --calibration: wanda, taylor, fisher, …"
+        ),
     ] = "magnitude",
     solver: Solver = None,
     calibration: Texts = None,

@@ -21,7 +21,7 @@ from torch import Tensor
 import secateur
 from secateur.errors import BadInput
 from secateur.evaluate.calibrate import Calibration, Step
-from secateur.evaluate.text import read_text, sequences
+from secateur.evaluate.text import next_token_loss, read_text, sequences
 from secateur.pretrained import EXTRA
 from secateur.report.report import Report
 from secateur.report.tables import renderables
@@ -50,6 +50,9 @@ def token_batches(
         tokenizer = library.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as e:
         raise BadInput(f"{folder} has no tokenizer that transformers can load: {str(e).splitlines()[0]}") from e
+    files = sorted({"tokenizer.json", *getattr(tokenizer, "vocab_files_names", {}).values()})
+    if not any((folder / name).is_file() for name in files):  # transformers makes an empty one of nothing
+        raise BadInput(f"{folder} has no tokenizer: none of {', '.join(files)} is there.")
     quiet = partial(tokenizer, add_special_tokens=False, verbose=False)
     text = read_text(texts)
     return sequences(
@@ -91,7 +94,7 @@ class Told:
             )
             for layer in step.layers:
                 share = f"{layer.zeros / max(1, layer.numel):.2%}"
-                more = () if layer.loss is None else (f"{layer.loss:.4g}", f"{layer.damping:.3g}")
+                more = ["" if v is None else f"{v:.4g}" for v in ((layer.loss, layer.damping) if solved else ())]
                 table.add_row(
                     Text(printable(layer.name)),
                     f"{layer.zeros:,}",
@@ -137,4 +140,5 @@ def bars(told: Told) -> Iterator[Callable[[Step], None]]:
 def pruned(folder: Path, batches: Sequence[Tensor], sparsity: float | None, told: Told, **wanted: Any) -> Report:
     """Prunes a folder into another."""
     with bars(told) as progress:
-        return secateur.prune(folder, sparsity, calibration=Calibration(batches, progress=progress), **wanted)
+        calibration = Calibration(batches, loss=next_token_loss, progress=progress)
+        return secateur.prune(folder, sparsity, calibration=calibration, **wanted)

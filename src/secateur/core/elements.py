@@ -163,7 +163,8 @@ def kept_keys(spec: Spec, parts: Parts, criterion: crit.Criterion, nonfinite: st
 
 
 def _scored_once(part: Part, criterion: crit.Criterion) -> Iterator[tuple[Part, Tensor]]:
-    yield part, crit.scores(criterion, part)
+    scores = crit.scores(criterion, part).reshape(-1)
+    yield from zip(part.chunks(CHUNK), scores.split(CHUNK), strict=True)
 
 
 def pieces_of(kept: Kept) -> Iterator[Tensor]:

@@ -157,10 +157,7 @@ def order_key(score: Tensor, what: str) -> Tensor:
     [0, 1, 2, 3]
     """
     wide = comparable(score, what) + 0.0  # the sum turns -0.0 into 0.0
-    nans = int(torch.isnan(wide).sum())
-    if nans:
-        raise BadTensor(
-            f"the criterion returned NaN for {nans} of {score.numel()} weights of {what}: NaN has no order."
-        )
+    if bool(torch.isnan(wide).any()):
+        raise BadTensor(f"the criterion returned NaN for some weights of {what}: NaN has no order.")
     i = wide.view(torch.int64)
     return torch.where(i < 0, i ^ 0x7FFFFFFFFFFFFFFF, i)

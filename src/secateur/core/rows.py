@@ -108,10 +108,18 @@ def at_rank(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
             [3]]), tensor([[2],
             [2]]))
     """
+    if rows.is_cuda:  # where kthvalue is refused if algorithms must be deterministic
+        key = rows.sort(dim=1).values[:, rank : rank + 1].contiguous()
+        return key, _place(rows, key, rank)
     key, at = rows.kthvalue(rank + 1, dim=1, keepdim=True)
-    tied = ((equal := rows == key).sum(1) > 1).nonzero().reshape(-1)
+    tied = ((rows == key).sum(1) > 1).nonzero().reshape(-1)
     if len(tied):
-        some, equal = rows[tied], equal[tied]
-        which = rank + 1 - (some < key[tied]).sum(1, keepdim=True)  # of the equal ones, from 1
-        at[tied] = (equal & (equal.cumsum(1) == which)).to(torch.uint8).argmax(1, keepdim=True)
+        at[tied] = _place(rows[tied], key[tied], rank)
     return key, at
+
+
+def _place(rows: Tensor, key: Tensor, rank: int) -> Tensor:
+    """Where the element of a rank stands in each row, given its key: among the elements that have it, so far from the left."""
+    equal = rows == key
+    which = rank + 1 - (rows < key).sum(1, keepdim=True)
+    return (equal & (equal.cumsum(1) == which)).to(torch.uint8).argmax(1, keepdim=True)

@@ -39,6 +39,9 @@ def spread(
         workers: how many jobs run beside each other.
         gpus: GPUs that Ray sets aside for a job.
 
+    Returns:
+        The results, one by one; those that come early wait for their turn.
+
     Raises:
         BadInput: Ray is not installed; an unknown engine.
         SecateurError: what a job raised, once it is its turn; those that wait are not begun, those at work are ended. Also where

@@ -80,7 +80,8 @@ class Calibration:
 
     Args:
         batches: batches of real input; iterated once for a measurement, so a list or a loader. A batch is a tensor, a tuple or
-            list whose first entry is the input, or a mapping of keyword arguments; it is moved to the model's device.
+            list whose first entry is the input, or a mapping of keyword arguments; it is moved to the model's device. Padded
+            tokens count like any other.
         loss: ``loss(model, batch) -> scalar``, for criteria made of gradients.
         forward: ``forward(model, batch)`` runs the model on a batch where the default (``model(batch)``, ``model(batch[0])``,
             ``model(**batch)``) does not; its result is not used.
@@ -134,7 +135,7 @@ class Calibration:
         names = [made.blocks] if isinstance(made.blocks, str) else made.blocks
         if not isinstance(names, Sequence) or not names or not all(isinstance(n, str) for n in names):
             raise BadInput(
-                f'Calibration: blocks is "auto", "whole", the name of a module or a list of names; got {made.blocks!r}.'
+                f'Calibration: blocks is "auto", "layers", "whole", the name of a module or a list of names; got {made.blocks!r}.'
             )
         return made
 

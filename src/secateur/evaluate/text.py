@@ -223,6 +223,31 @@ def perplexity(
         return math.inf
 
 
+def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:
+    """The mean negative log-likelihood of every token but the first, for criteria made of gradients; see `perplexity`.
+
+    Args:
+        model: a causal language model, called as in `perplexity`.
+        tokens: ``(n, length)`` int64.
+
+    Returns:
+        A scalar with a graph, float32.
+
+    Raises:
+        BadInput: a model that returns no logits for every token.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+        >>> next_token_loss(net, torch.tensor([[0, 1, 2]])).requires_grad
+        True
+    """
+    logits = _logits(model(tokens), tokens)
+    loss: Tensor = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
+    return loss
+
+
 def _all(sequences: Sequence[Tensor] | Tensor) -> Tensor:
     """The sequences as one ``(n, length)``."""
     parts = [sequences] if isinstance(sequences, Tensor) else list(sequences)

@@ -58,7 +58,6 @@ def render(
         values=_values(c),
         costs=_costs(c),
         every=_every(c),
-        signs=SIGNS,
     )
 
 

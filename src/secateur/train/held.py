@@ -17,6 +17,7 @@ from secateur.core.write import write_rows
 from secateur.errors import BadTensor, PlanMismatch
 from secateur.stores.memory import MemoryStore
 
+from .gradients import Gradients
 from .optimizers import mask_state
 from .parameters import parameters_by_name
 
@@ -34,6 +35,7 @@ class Held:
         self._specs = {n: s for s in store.specs() for n in (s.name, *s.aliases)}
         self.parameters = parameters_by_name(model, store)
         self.bits: dict[str, Tensor] = {}
+        self._gradients = Gradients()
 
     def over(self, model: nn.Module, store: MemoryStore) -> Held:
         """The same masks over a copy of the model."""
@@ -100,7 +102,7 @@ class Held:
         masked = self._masked({name: bits & self.bits.get(name, bits) for name, bits in masks.items()})
         for parameter, bits in masked:
             keep_(parameter, bits)
-            _zero_gradient(parameter, bits)
+            self._gradients.mask(parameter, bits)
         mask_state(optimizers, masked, self._state_keys)
         self.bits.update(masks)
 
@@ -119,7 +121,15 @@ class Held:
         """Writes zeros into a parameter's gradient where its weights are held."""
         bits = self.bits.get(name)
         if bits is not None:
-            _zero_gradient(parameter, bits)
+            self._gradients.mask(parameter, bits)
+
+    @torch.no_grad()
+    def zero_changed(self) -> bool:
+        """Writes zeros into gradients that were assigned or changed since they were masked. Whether there were any."""
+        changed = [(p, bits) for p, bits in self._masked(self.bits) if self._gradients.changed(p)]
+        for parameter, bits in changed:
+            self._gradients.mask(parameter, bits)
+        return bool(changed)
 
     @torch.no_grad()
     def zero_rest(self, optimizers: Sequence[Optimizer], gradients: bool) -> None:
@@ -127,7 +137,7 @@ class Held:
         masked = self._masked(self.bits)
         mask_state(optimizers, masked, self._state_keys)
         for parameter, bits in masked if gradients else ():
-            _zero_gradient(parameter, bits)
+            self._gradients.mask(parameter, bits)
 
     @torch.no_grad()
     def zero_other(self, store: MemoryStore) -> None:
@@ -147,17 +157,6 @@ class Held:
 
     def _masked(self, masks: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
         return [(p, bits) for name, bits in masks.items() for p in self.parameters[name]]
-
-
-def _zero_gradient(parameter: nn.Parameter | Tensor, bits: Tensor) -> None:
-    if parameter.grad is None:
-        return
-    if parameter.grad.layout is not torch.strided:
-        raise BadTensor(
-            f"the gradient of a pruned tensor of shape {tuple(parameter.shape)} is sparse, and cannot be masked: make it dense "
-            "(nn.Embedding(sparse=False)), or leave the tensor out with ignore=."
-        )
-    keep_(parameter.grad, bits)
 
 
 def refuse_not_finite(t: Tensor, what: str, step: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,18 @@ def check_holds(optimizer: Optimizer, parameters: Mapping[str, Sequence[Tensor]]
         )
 
 
+def check_follows(optimizer: Optimizer, of: int, pruned: Mapping[str, Sequence[Tensor]], rewires: bool) -> None:
+    """Refuses an optimizer, one of so many, whose steps a pruner cannot follow; one that rewires needs all parameters in one.
+
+    Raises:
+        BadInput: it holds none of the pruned parameters, or with ``rewires`` not all of them.
+        NotDefined: one of several, with ``rewires``.
+    """
+    if rewires and of > 1:
+        raise NotDefined("rewire is not defined with several optimizers, whose steps are not one: give it one.")
+    check_holds(optimizer, pruned, rewires, "pruned")
+
+
 def mixes(optimizer: Optimizer) -> bool:
     """Whether a weight without a gradient may move all the same, so that it has to be masked again after the step.
 
@@ -77,23 +89,19 @@ def mixes(optimizer: Optimizer) -> bool:
     return not elementwise or any(p.dtype == torch.float16 for g in optimizer.param_groups for p in g["params"])
 
 
+def goes_last(optimizer: Optimizer, hook: Callable[..., Any]) -> bool:
+    """Whether no other hook runs between this one, before a step, and the step.
+
+    If so, whatever has changed gradients after it was the step itself (Nesterov's of SGD does), which leaves zeros zero.
+    """
+    hooks = optimizer._optimizer_step_pre_hooks
+    return next(reversed(hooks.values()), hook) == hook
+
+
 def skipped(optimizer: Optimizer) -> bool:
     """Whether a gradient scaler found infinite gradients: it calls a fused optimizer all the same, which then does nothing."""
     found: Tensor | None = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
-
-
-def with_loss(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What ``step`` was called with, its closure, if any, called now: for gradients before the step begins."""
-    named = "closure" in kwargs
-    closure = kwargs["closure"] if named else args[1] if len(args) > 1 else None
-    if closure is None:
-        return args, kwargs
-    with torch.enable_grad():
-        loss = closure()
-    if named:
-        return args, {**kwargs, "closure": lambda: loss}
-    return (args[0], lambda: loss, *args[2:]), kwargs
 
 
 def warn_of_waiting(passes: int, attached: bool) -> None:

@@ -19,6 +19,9 @@ from secateur.errors import BadInput, BadTensor, SecateurWarning
 from secateur.stores.base import matches
 from secateur.stores.memory import MemoryStore
 
+Filter = str | Sequence[str] | None
+"""What ``include=`` and ``ignore=`` take."""
+
 
 def trainable(specs: Sequence[Spec], store: MemoryStore, holds: bool = False) -> list[Spec]:
     """Frozen parameters are left alone; one that was named is refused.

@@ -24,15 +24,14 @@ from secateur.errors import BadInput, NotDefined, PlanMismatch, SecateurError, S
 from secateur.stores.base import choose, matches
 from secateur.stores.memory import MemoryStore
 
+from .closures import before_use, with_loss
 from .dynamic import SET, Rewiring, RigL, check_rewiring, move_masks
 from .held import Held, emptied, followers_of
 from .movement import Movement
-from .optimizers import STATE_KEYS, bare, check_holds, drop_gradients, mixes, skipped, warn_of_waiting, with_loss
-from .parameters import check_dtypes, check_schedule, trainable
+from .optimizers import STATE_KEYS, bare, check_follows, drop_gradients, goes_last, mixes, skipped, warn_of_waiting
+from .parameters import Filter, check_dtypes, check_schedule, trainable
 from .scores import Memory, restored
 from .state import check_state
-
-Filter = str | Sequence[str] | None
 
 
 class Pruner:
@@ -42,9 +41,9 @@ class Pruner:
     ``schedule(0)`` applies at once, ``schedule(t)`` right after update t. The masks, one bit a weight, are held here and
     nowhere in the model.
 
-    Gradients of pruned weights are zeroed as they are accumulated, before any clipping. That alone keeps weight and
-    optimizer state at zero for the elementwise optimizers of torch; when a mask changes, the state of what is newly pruned
-    is zeroed too. For every other optimizer the weights are masked again after each step.
+    Gradients of pruned weights are zeroed as they are accumulated, before any clipping, and those written since (by hand,
+    with noise) once more before a step. For the elementwise optimizers of torch that alone keeps weights and state at zero;
+    when a mask changes, the state of what it prunes is zeroed too. For any other the weights are masked after each step.
 
     Args:
         model: the module that is trained. Nothing is added to it but a hook a pruned parameter, which `close` removes.
@@ -193,7 +192,7 @@ class Pruner:
         self._optimizers.append(inner)
         self._handles.append(inner.register_step_post_hook(self._stepped))
         self._handles.append(inner.register_load_state_dict_post_hook(self._loaded))
-        if self._rewire is not None:
+        if self._grad_mask:
             self._handles.append(inner.register_step_pre_hook(self._before_step))
         self._held.zero_rest([inner], self._grad_mask)
 
@@ -237,9 +236,12 @@ class Pruner:
         self._memory = None
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An update that looks at dense gradients: they say where RigL grows, and move nothing; or they move the scores."""
+        """Masks gradients again that were written since. Where an update looks at dense ones, they say where RigL grows, and
+        move nothing; or they move the scores."""
         how = self._rewire
-        if not self._looks() or skipped(optimizer):
+        if not self._looks():
+            return before_use(args, kwargs, self._held.zero_changed)
+        if skipped(optimizer):
             return None
         given = with_loss(args, kwargs)
         if self._memory is not None:
@@ -260,8 +262,9 @@ class Pruner:
     def _stepped(self, optimizer: Optimizer, *_: Any) -> None:
         if skipped(optimizer):
             return
-        if optimizer in self._foreign:  # the masks may have been loaded after it, so this is the first time to look
-            self._foreign.remove(optimizer)
+        late = self._grad_mask and not goes_last(optimizer, self._before_step) and self._held.zero_changed()
+        if late or optimizer in self._foreign:  # masks may be loaded after a state, so this is the first time to look
+            self._foreign = [o for o in self._foreign if o is not optimizer]
             self._held.zero_weights()
             self._held.zero_rest([optimizer], self._grad_mask)
         if optimizer is self._optimizers[0]:
@@ -345,11 +348,8 @@ class Pruner:
         return [s for s in self._specs if s.skip is None]
 
     def _check_follows(self, optimizer: Optimizer, of: int) -> None:
-        """Refuses an optimizer, one of so many, whose steps cannot be followed."""
-        if self._rewire is not None and of > 1:
-            raise NotDefined("rewire is not defined with several optimizers, whose steps are not one: give it one.")
-        chosen = {s.name: self._held.parameters[s.name] for s in self._chosen}
-        check_holds(optimizer, chosen, self._rewire is not None, "pruned")
+        pruned = {s.name: self._held.parameters[s.name] for s in self._chosen}
+        check_follows(optimizer, of, pruned, self._rewire is not None)
 
     # State
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -30,10 +31,9 @@ from secateur.errors import BadInput, BadTensor, SecateurWarning
 from secateur.stores.base import choose
 from secateur.stores.memory import MemoryStore
 
+from .closures import before_use
 from .optimizers import bare, check_holds, skipped
-from .parameters import parameters_by_name, trainable
-
-Filter = str | Sequence[str] | None
+from .parameters import Filter, parameters_by_name, trainable
 
 
 @dataclass(frozen=True)
@@ -235,18 +235,7 @@ class Regularizer:
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """Acts on the gradients that the step will use: those of its closure, where it has one."""
-        by_name = "closure" in kwargs
-        closure = kwargs["closure"] if by_name else args[1] if len(args) > 1 else None
-        if closure is None:
-            self._act(optimizer)
-            return None
-
-        def closed() -> Any:
-            loss = closure()
-            self._act(optimizer)
-            return loss
-
-        return (args, {**kwargs, "closure": closed}) if by_name else ((args[0], closed, *args[2:]), kwargs)
+        return before_use(args, kwargs, partial(self._act, optimizer))
 
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
         self._act(optimizer)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from .asked import AnySolver
 from .base import Solution
 from .fisher import woodfisher
+from .least_squares import refit
 from .obs import OBS, ExactOBS
-from .refit import refit
 from .sparsegpt import SparseGPT
 
 __all__ = ["NAMED", "OBS", "ExactOBS", "Solution", "SparseGPT", "refit", "woodfisher"]

@@ -59,13 +59,13 @@ class Solution(NamedTuple):
         mask: bool, same shape, contiguous, ``True`` = keep. A survivor may come out as exactly zero; it is kept all the same.
         loss: ``1/2 tr(D H D^T)`` of the undamped Hessian, for ``D`` the change of the weights: with ``H = 2/n sum(x x^T)``
             the mean squared error of the layer's outputs. Measured in float64 from the result.
-        damping: what was added to the diagonal of the Hessian, in its own units.
+        damping: what was added to the diagonal of the Hessian, in its own units; ``None`` where that is not told.
     """
 
     weight: Tensor
     mask: Tensor
     loss: float
-    damping: float
+    damping: float | None
 
 
 class Solver(Protocol):

@@ -25,7 +25,7 @@ A weight's gradients take ``8 B`` bytes: 400 for blocks of 50. Adding one up cos
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import isfinite, nan
+from math import isfinite
 from typing import Any
 
 import torch
@@ -182,7 +182,7 @@ def woodfisher(weight: Tensor, *, fisher_inverse: Tensor, mask: Tensor, name: st
         name: of the tensor, for the errors.
 
     Returns:
-        A `Solution`. Its loss is ``½ δᵀ F δ``, what the model of the loss foresees; its damping is in F and not told here (NaN).
+        A `Solution`. Its loss is ``½ δᵀ F δ``, what the model of the loss foresees; its damping is in F, and not told here.
 
     Example:
         >>> import torch
@@ -195,7 +195,7 @@ def woodfisher(weight: Tensor, *, fisher_inverse: Tensor, mask: Tensor, name: st
     loss = 0.0
     for blocks, (d,) in zip(*_together(fisher_inverse, moved), strict=True):
         loss += 0.5 * float((d * torch.linalg.solve(blocks, d.unsqueeze(2)).squeeze(2)).sum())
-    return Solution(new, mask & (weight != 0), loss, nan)
+    return Solution(new, mask & (weight != 0), loss, None)
 
 
 woodfisher.criterion = "woodfisher"  # type: ignore[attr-defined]

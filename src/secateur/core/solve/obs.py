@@ -20,7 +20,7 @@ from secateur.core.patterns import NM, Pattern
 from secateur.errors import BadInput, NotDefined
 
 from .base import BATCH, Layer, Solution, check_damping, check_request, exactly, first, keys_of, lower, with_damping
-from .refit import survivors
+from .least_squares import survivors
 
 LARGEST = 1 << 25
 """What ``out * in * in`` may be for `OBS`: the inverses of all rows, 256 MiB."""
