@@ -199,6 +199,12 @@ def _pictures(seed: int, train: int, batch: int, scored: int, setup: Setup) -> T
     return Task(name, x, y, (test[0][:scored], test[1][:scored]), batch)
 
 
+def drawn(task: Task, seed: int, count: int, each: int) -> Batches:
+    """So many training pictures, drawn by the seed: those of a class lie together in the training part."""
+    order = torch.randperm(len(task.labels), generator=torch.Generator().manual_seed(seed))[:count]
+    return Batches(task.inputs, task.labels, order.to(task.labels.device), each)
+
+
 def scored(model: nn.Module, task: Task) -> dict[str, Any]:
     """What a cell says of a trained network."""
     return {"accuracy": task.accuracy(model), "sparsity": inspect(model).sparsity, "data": task.name}
