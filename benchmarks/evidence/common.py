@@ -149,7 +149,7 @@ class Task:
 
     Attributes:
         name: of the data.
-        inputs, labels: the training part.
+        inputs, labels: the training part, one class after the other; `drawn` mixes them.
         test: inputs and labels of the test part; scored after the last step, and decides nothing.
         batch: examples a batch.
     """
