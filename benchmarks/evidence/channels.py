@@ -16,10 +16,10 @@ from torch.nn import functional as F
 import secateur
 from benchmarks.evidence.cnn import sgd
 from benchmarks.evidence.common import (
-    Batches,
     Task,
     cells,
     data_of,
+    drawn,
     fit,
     paired,
     pictures_for,
@@ -188,19 +188,13 @@ def _prune(
     if method == "random":
         asked["criterion"] = secateur.random(seed)
     if method in MEASURED:
-        batches = _training(task, seed, size.seen, size.each)
+        batches = drawn(task, seed, size.seen, size.each)
         asked["calibration"] = secateur.Calibration(batches, loss=_loss)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", secateur.SecateurWarning)  # norms that fire: silenced in the next line
         secateur.prune(model, float(amount), include=convolutions, allocation="uniform", **asked)
     silence_norms(model)
-    secateur.recalibrate_batchnorm(model, _training(task, seed, size.renewed * size.batch, size.batch))
-
-
-def _training(task: Task, seed: int, count: int, each: int) -> Batches:
-    """So many training pictures, drawn by the seed."""
-    order = torch.randperm(len(task.labels), generator=torch.Generator().manual_seed(seed))[:count]
-    return Batches(task.inputs, task.labels, order.to(task.labels.device), each)
+    secateur.recalibrate_batchnorm(model, drawn(task, seed, size.renewed * size.batch, size.batch))
 
 
 def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -149,7 +149,7 @@ class Task:
 
     Attributes:
         name: of the data.
-        inputs, labels: the training part.
+        inputs, labels: the training part, one class after the other; `drawn` mixes them.
         test: inputs and labels of the test part; scored after the last step, and decides nothing.
         batch: examples a batch.
     """
@@ -197,6 +197,12 @@ def _pictures(seed: int, train: int, batch: int, scored: int, setup: Setup) -> T
     name = "Fashion-MNIST" if "fashion" in p.name.lower() else p.name
     x, y, *test = (t.to(setup.device) for t in (p.inputs, p.labels, *p.test))
     return Task(name, x, y, (test[0][:scored], test[1][:scored]), batch)
+
+
+def drawn(task: Task, seed: int, count: int, each: int) -> Batches:
+    """So many training pictures, drawn by the seed: those of a class lie together in the training part."""
+    order = torch.randperm(len(task.labels), generator=torch.Generator().manual_seed(seed))[:count]
+    return Batches(task.inputs, task.labels, order.to(task.labels.device), each)
 
 
 def scored(model: nn.Module, task: Task) -> dict[str, Any]:
