@@ -63,11 +63,6 @@ def make_plan(store: Store, request: Request, include: Globs, ignore: Globs, *, 
     """The plan of a request over a store, with its warnings issued."""
     specs = choose(store.specs(), include, ignore)
     store.check(specs)
-    return plan_over(specs, store, request, stacklevel=stacklevel + 1)
-
-
-def plan_over(specs: Sequence[Spec], store: Store, request: Request, *, stacklevel: int = 3) -> Plan:
-    """`make_plan` over tensors that were chosen and checked."""
     made = make(specs, store.parts, request, matches, store.sum)
     check_followers(made, store)
     for text in made.warnings:

@@ -169,7 +169,7 @@ def fisher(weight: Tensor, *, fisher_diag: Tensor) -> Tensor:
 
     Theis et al., "Faster gaze prediction with dense networks and Fisher pruning" (arXiv:1801.05787), for single weights.
     """
-    return weight.double().square().mul_(fisher_diag).mul_(0.5)
+    return obd(weight, hessian_diag=fisher_diag)
 
 
 def woodfisher(weight: Tensor, *, fisher_inverse_diag: Tensor) -> Tensor:
