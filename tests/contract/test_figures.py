@@ -106,7 +106,9 @@ def test_what_there_is_nothing_of() -> None:
 
 def test_nothing_left() -> None:
     target = {"a.weight": torch.ones(1, 2), "b.weight": torch.full((10, 2), 5.0)}
-    with pytest.warns(secateur.SecateurWarning, match=r"left with nothing: a\.weight; cap them with max_sparsity") as caught:
+    with pytest.warns(
+        secateur.SecateurWarning, match=r"left with nothing: a\.weight; cap them with max_sparsity"
+    ) as caught:
         secateur.plan(target, 0.5)
         report = secateur.prune(target, 0.5)
     assert [w.filename for w in caught] == [__file__] * 2, "a warning points at the call"
