@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,25 @@ def snapshot(target: nn.Module | dict[str, Tensor]) -> dict[str, bytes]:
     """The bytes of everything in a module's state or a dict."""
     state = target.state_dict() if isinstance(target, nn.Module) else target
     return {n: bits(t) for n, t in state.items() if isinstance(t, Tensor)}
+
+
+def outside(model: nn.Module) -> dict[str, Any]:
+    """Everything about a model but the values of its parameters and buffers."""
+    return {
+        "keys": list(model.state_dict()),
+        "modules": [(n, id(m), type(m), m.training) for n, m in model.named_modules()],
+        "parameters": [
+            (n, id(p), p.data_ptr(), p.shape, p.dtype, p.stride(), p.requires_grad, p.is_leaf, id(p.grad))
+            for n, p in model.named_parameters()
+        ],
+        "gradients": [None if p.grad is None else bits(p.grad) for p in model.parameters()],
+        "buffers": [(n, id(b), b.data_ptr(), bits(b)) for n, b in model.named_buffers()],
+        "hooks": [
+            {k: list(v) for k, v in vars(m).items() if "hooks" in k and isinstance(v, dict)} for m in model.modules()
+        ],
+        "attributes": [sorted(vars(m)) for m in model.modules()],
+        "backward hooks": [list(p._backward_hooks or ()) for p in model.parameters()],
+    }
 
 
 def is_zero(t: Tensor) -> Tensor:

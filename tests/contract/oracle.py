@@ -84,7 +84,7 @@ def rows(s: Floats, out_dim: int, k: int) -> Bools:
     ranks = np.argsort(np.argsort(flat, axis=1, kind="stable"), axis=1, kind="stable")
     ranks[flat == -np.inf] = -1
     whole = np.moveaxis(ranks.reshape(np.moveaxis(s, out_dim, 0).shape), 0, out_dim)
-    gone = s == -np.inf
+    gone = np.ascontiguousarray(s == -np.inf)
     gone.reshape(-1)[np.lexsort((np.arange(s.size), s.ravel(), whole.ravel()))[:k]] = True
     return gone
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur
-from tests.contract.nets import BIASES, CHOSEN, Net, bits, is_zero, net, snapshot, tensors
+from tests.contract.nets import BIASES, CHOSEN, Net, bits, is_zero, net, outside, snapshot, tensors
 from tests.contract.table import DEFINED, PLAIN, Case, default_of, expected_warnings, ids
 
 ONE_OF_EACH = [c for c in PLAIN if c.allocation == default_of(c.pattern) and c.criterion in ("magnitude", "function")]
@@ -22,25 +22,6 @@ ONE_OF_EACH = [c for c in PLAIN if c.allocation == default_of(c.pattern) and c.c
 def prune(model: nn.Module, case: Case) -> secateur.Report:
     with expected_warnings():
         return secateur.prune(model, **case.asked())
-
-
-def outside(model: nn.Module) -> dict[str, Any]:
-    """Everything about a model but the values of its parameters and buffers."""
-    return {
-        "keys": list(model.state_dict()),
-        "modules": [(n, id(m), type(m), m.training) for n, m in model.named_modules()],
-        "parameters": [
-            (n, id(p), p.data_ptr(), p.shape, p.dtype, p.stride(), p.requires_grad, p.is_leaf, id(p.grad))
-            for n, p in model.named_parameters()
-        ],
-        "gradients": [None if p.grad is None else bits(p.grad) for p in model.parameters()],
-        "buffers": [(n, id(b), b.data_ptr(), bits(b)) for n, b in model.named_buffers()],
-        "hooks": [
-            {k: list(v) for k, v in vars(m).items() if "hooks" in k and isinstance(v, dict)} for m in model.modules()
-        ],
-        "attributes": [sorted(vars(m)) for m in model.modules()],
-        "backward hooks": [list(p._backward_hooks or ()) for p in model.parameters()],
-    }
 
 
 def busy(dtype: str = "float32") -> Net:

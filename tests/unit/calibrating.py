@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import secateur
 from secateur.errors import SecateurWarning
-
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from tests.contract.nets import outside, snapshot
+from tests.contract.oracle import Bools, Floats, rows, wide
 
 
 def correlated(count: int, features: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -27,19 +25,9 @@ def correlated(count: int, features: int, seed: int = 0, dtype: torch.dtype = to
     return x.to(dtype)
 
 
-def wide(t: Tensor) -> Floats:
-    return t.detach().to(torch.float64).cpu().numpy()
-
-
 def first_of_rows(score: Floats, dead: Bools, count: int) -> Bools:
     """Where the ``count`` first of a matrix lie, rank by rank inside its rows; zeros before all else."""
-    ranked = np.where(dead, -np.inf, score)
-    rank = np.argsort(np.argsort(ranked, axis=1, kind="stable"), axis=1, kind="stable")
-    rank[dead] = -1
-    gone = dead.copy()
-    order = np.lexsort((np.arange(score.size), ranked.ravel(), rank.ravel()))
-    gone.reshape(-1)[order[:count]] = True
-    return gone
+    return rows(np.where(dead, -np.inf, score), 0, count)
 
 
 def wanda(weight: Tensor, norm: Tensor, count: int) -> Bools:
@@ -50,14 +38,14 @@ def wanda(weight: Tensor, norm: Tensor, count: int) -> Bools:
 
 def norms_of(x: Tensor) -> Tensor:
     """Root mean square of every feature, over all tokens, as it is measured: float32."""
-    rows = x.detach().reshape(-1, x.shape[-1]).to(torch.float64)
-    return rows.square().mean(0).sqrt().float()
+    tokens = x.detach().reshape(-1, x.shape[-1]).to(torch.float64)
+    return tokens.square().mean(0).sqrt().float()
 
 
 def hessian_of(x: Tensor) -> Tensor:
     """2/n Σ x xᵀ, float64."""
-    rows = x.detach().reshape(-1, x.shape[-1]).to(torch.float64)
-    return 2 / len(rows) * rows.T @ rows
+    tokens = x.detach().reshape(-1, x.shape[-1]).to(torch.float64)
+    return 2 / len(tokens) * tokens.T @ tokens
 
 
 def inputs_of(model: nn.Module, names: Sequence[str], run: Any) -> dict[str, Tensor]:
@@ -111,39 +99,27 @@ def moving(weight: Tensor, *, hessian: Tensor, mask: Tensor, name: str) -> tuple
 
 
 def facts_of(model: nn.Module) -> dict[str, Any]:
-    """Everything of a model but the values of its weights."""
-    configs = {
-        n: m.config.use_cache for n, m in model.named_modules() if hasattr(getattr(m, "config", None), "use_cache")
-    }
+    """Everything of a model but the values of its weights, and of torch what a forward pass might change."""
     return {
-        "hooks": [
-            {k: len(v) for k, v in vars(m).items() if "hooks" in k and hasattr(v, "__len__")} for m in model.modules()
-        ],
-        "flags": [m.training for m in model.modules()],
-        "attributes": [sorted(vars(m)) for m in model.modules()],
+        **outside(model),
         "forwards": ["forward" in vars(m) for m in model.modules()],
-        "parameters": [(n, id(p), p.data_ptr(), p.requires_grad, p.grad) for n, p in model.named_parameters()],
-        "buffers": [(n, id(b), b.clone().flatten().tolist()) for n, b in model.named_buffers()],
-        "caches": configs,
+        "caches": {
+            n: m.config.use_cache for n, m in model.named_modules() if hasattr(getattr(m, "config", None), "use_cache")
+        },
         "random": torch.get_rng_state().tolist(),
         "grad": torch.is_grad_enabled(),
+        "settings": (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cudnn.enabled),
     }
-
-
-def bits_of(model: nn.Module | Mapping[str, Tensor]) -> dict[str, bytes]:
-    """The bytes of every tensor."""
-    state = model.state_dict() if isinstance(model, nn.Module) else model
-    return {n: t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for n, t in state.items()}
 
 
 def refused(error: type[Exception], text: str, model: nn.Module, **how: Any) -> None:
     """The call raises, by name, and leaves every byte, flag and hook."""
-    before, flags = bits_of(model), [m.training for m in model.modules()]
+    before, flags = snapshot(model), [m.training for m in model.modules()]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\d tensors? stays? dense", SecateurWarning)  # what lies outside the blocks
         with pytest.raises(error, match=text) as e:
             secateur.prune(model, **{"sparsity": 0.5, "criterion": "wanda", **how})
     assert type(e.value) is error
-    assert bits_of(model) == before
+    assert snapshot(model) == before
     assert flags == [m.training for m in model.modules()]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

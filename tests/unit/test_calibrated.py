@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.evaluate.calibrate import Step
+from tests.contract.nets import snapshot
+from tests.contract.oracle import wide
 from tests.unit.calibrating import (
     batches,
-    bits_of,
     choosing,
     first_of_rows,
     hessian_of,
@@ -26,7 +27,6 @@ from tests.unit.calibrating import (
     moving,
     norms_of,
     wanda,
-    wide,
 )
 
 LAYERS = ("0", "2", "4", "6")
@@ -46,7 +46,7 @@ def test_a_sequential() -> None:
     other = copy.deepcopy(model)
     by_hand(other, LAYERS, lambda: [other(x.clone()) for x in data])
     report = secateur.prune(model, 0.5, criterion="wanda", calibration=data)
-    assert bits_of(model) == bits_of(other)
+    assert snapshot(model) == snapshot(other)
     assert report.sparsity == 0.5
 
 
@@ -61,8 +61,8 @@ def test_that_blocks_feed_forward_what_they_have_become() -> None:
         weight.data[torch.from_numpy(gone)] = 0
     secateur.prune(whole, 0.5, criterion="wanda", calibration=secateur.Calibration(data, blocks="whole"))
     secateur.prune(model, 0.5, criterion="wanda", calibration=data)
-    assert bits_of(whole) == bits_of(dense)
-    assert bits_of(whole) != bits_of(model)
+    assert snapshot(whole) == snapshot(dense)
+    assert snapshot(whole) != snapshot(model)
 
 
 def test_named_blocks_hold_several_layers() -> None:
@@ -77,7 +77,7 @@ def test_named_blocks_hold_several_layers() -> None:
     for blocks in ("auto", ["0", "1", "2"]):
         pruned = copy.deepcopy(model)
         secateur.prune(pruned, 0.5, criterion="wanda", calibration=secateur.Calibration(data, blocks=blocks))
-        assert bits_of(pruned) == bits_of(other)
+        assert snapshot(pruned) == snapshot(other)
 
 
 class Encoder(nn.Module):
@@ -119,7 +119,7 @@ def test_blocks_that_write_to_what_they_get() -> None:
         secateur.SecateurWarning, match=r"2 tensors stay dense: head\.weight, stem\.weight \(2\): outside"
     ):
         report = secateur.prune(model, 0.5, criterion="wanda", calibration=data)
-    assert bits_of(model) == bits_of(other)
+    assert snapshot(model) == snapshot(other)
     assert all(torch.equal(a, b) for a, b in zip(data, before, strict=True))
     assert report.sparsity == 0.5 and report.total == 6 * 16 * 24
     assert {r.name for r in report if r.skip and "outside the blocks" in r.skip} == {"head.weight", "stem.weight"}
@@ -155,7 +155,7 @@ def test_blocks_that_hand_on_more_than_their_hidden_states() -> None:
     other = copy.deepcopy(model)
     by_hand(other, ("layers.0.fc", "layers.1.fc", "layers.2.fc"), lambda: [other(x) for x in data])
     secateur.prune(model, 0.5, criterion="wanda", calibration=data)
-    assert bits_of(model) == bits_of(other)
+    assert snapshot(model) == snapshot(other)
 
 
 @pytest.mark.parametrize("pattern", [None, "2:4"])
@@ -337,7 +337,7 @@ def test_batches_of_any_kind() -> None:
     for data, forward in kinds.values():
         model = Named(*mlp())
         secateur.prune(model, 0.5, criterion="wanda", calibration=secateur.Calibration(data, forward=forward))
-        masks.append(bits_of(model))
+        masks.append(snapshot(model))
     assert all(m == masks[0] for m in masks[1:-1])
 
 

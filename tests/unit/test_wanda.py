@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 import secateur
-from tests.unit.calibrating import correlated, first_of_rows, norms_of, wanda, wide
+from tests.contract.oracle import wide
+from tests.unit.calibrating import correlated, first_of_rows, norms_of, wanda
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
