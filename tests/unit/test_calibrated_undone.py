@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import secateur
 from secateur.evaluate.calibrate import Step
 from tests.contract.nets import snapshot
-from tests.unit.calibrating import batches, choosing, facts_of, mlp, moving
+from tests.unit.calibrating import batches, choosing, facts_of, mlp, moving, whole_of
 
 HOWS: dict[str, dict[str, Any]] = {
     "wanda": {"criterion": "wanda"},
@@ -127,12 +127,12 @@ KINDS = (
 @hows
 def test_after_an_error_all_is_as_before(how: dict[str, Any], kind: str) -> None:
     model, arguments, error = broken(kind, how)
-    bits, facts = snapshot(model), facts_of(model)
+    before = whole_of(model)
     if kind in ("a block, later", "a block, interrupted") and any(how is HOWS[h] for h in AT_ONCE):
         model[5].left = 2  # type: ignore[union-attr]
     with pytest.raises(error):
         secateur.prune(model, **arguments)
-    assert snapshot(model) == bits and facts_of(model) == facts
+    assert whole_of(model) == before
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -162,7 +162,7 @@ def test_a_method_that_fails_at_the_second_block(what: str, error: type[BaseExce
     how: dict[str, Any] = {"criterion": {"criterion": criterion, "allocation": "uniform"}, "solver": {"solver": solver},
                            "solver with a mask": {"criterion": "wanda", "solver": mover}}[what]  # fmt: skip
     model = with_flags(mlp())
-    bits = snapshot(model)
+    before = whole_of(model)
     with pytest.raises(error, match="enough"):
         secateur.prune(model, 0.5, calibration=batches(), **how)
-    assert snapshot(model) == bits and len(calls) == 2
+    assert whole_of(model) == before and len(calls) == 2

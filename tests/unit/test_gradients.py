@@ -1,10 +1,10 @@
-"""Statistics of gradients against loops and Hessians written out, and everything else as it was."""
+"""Statistics of gradients against loops and Hessians written out."""
 
 from __future__ import annotations
 
 import copy
 from collections import UserDict, namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import secateur
-from secateur.errors import BadInput, BadTensor, SecateurWarning
+from secateur.errors import SecateurWarning
 from secateur.evaluate.gradients import MEASURED, gradients
+from tests.contract.training import the_same
 
 Batch = tuple[Tensor, Tensor]
 FIRST_ORDER = {"grad", "fisher_diag"}
@@ -63,29 +64,6 @@ def by_hand(model: nn.Module, data: list[Batch], names: tuple[str, ...] = NAMES)
 
 def singles(data: list[Batch]) -> list[Batch]:
     return [(x[None], y[None]) for batch in data for x, y in zip(*batch, strict=True)]
-
-
-def snapshot(model: nn.Module) -> dict[str, Any]:
-    return {
-        "state": {k: v.clone() for k, v in model.state_dict().items()},
-        "flags": [m.training for m in model.modules()],
-        "grads": [None if p.grad is None else (id(p.grad), p.grad.clone()) for p in model.parameters()],
-        "frozen": [(id(p), p.requires_grad) for p in model.parameters()],
-        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()],
-        "on tensors": [len(p._backward_hooks or ()) for p in model.parameters()],
-        "numbers": torch.get_rng_state(),
-        "settings": (torch.is_grad_enabled(), torch.backends.cuda.flash_sdp_enabled(), torch.backends.cudnn.enabled),
-    }
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
 
 
 # First order
@@ -138,7 +116,7 @@ def test_batches_of_any_kind_are_cut_into_samples(kind: str) -> None:
         return loss_of_kind(m, batch)
 
     found = gradients(model, made, looking, wanted=FIRST_ORDER, per_sample=True)
-    assert same(found, gradients(model, data, loss, wanted=FIRST_ORDER, per_sample=True))
+    assert the_same(found, gradients(model, data, loss, wanted=FIRST_ORDER, per_sample=True))
     assert len(types) == 15
     assert kind == "tokenizer's" or set(types) == {type(made[0])}
     assert len(made[0]["image"] if kind == "dict" else made[0]) >= 2  # the user's own batches stay whole
@@ -273,10 +251,10 @@ def test_a_seed_draws_the_signs() -> None:
     model, data = Net(), batches()
     one = gradients(model, data, loss, wanted="hessian_diag")
     torch.rand(5)
-    assert same(one, gradients(model, data, loss, wanted="hessian_diag", seed=0))
-    assert not same(one, gradients(model, data, loss, wanted="hessian_diag", seed=1))
+    assert the_same(one, gradients(model, data, loss, wanted="hessian_diag", seed=0))
+    assert not the_same(one, gradients(model, data, loss, wanted="hessian_diag", seed=1))
     alone = gradients(model, data, loss, wanted="hessian_diag", names=["fc.weight"])
-    assert not same(alone["fc.weight"], one["fc.weight"])  # signs of other tensors are left out of it
+    assert not the_same(alone["fc.weight"], one["fc.weight"])  # signs of other tensors are left out of it
 
 
 def test_attention_and_recurrence_can_be_differentiated_twice() -> None:
@@ -350,48 +328,7 @@ def test_damping_is_raised_where_rounding_needs_it() -> None:
     assert bool(torch.isfinite(found["weight"]["fisher_inverse"]).all())
 
 
-# As it was
-
-
-class Stop(Exception):
-    pass
-
-
-def failing(at: int) -> Callable[[nn.Module, Any], Tensor]:
-    seen = iter(range(100))
-
-    def fails(model: nn.Module, batch: Any) -> Tensor:
-        if next(seen) == at:
-            raise Stop
-        return loss(model, batch)
-
-    return fails
-
-
-@pytest.mark.parametrize("wanted", MEASURED)
-def test_nothing_is_left_behind(wanted: str) -> None:
-    model = Net()
-    model.conv.weight.grad = torch.ones_like(model.conv.weight)
-    before = snapshot(model)
-    data = batches()
-    gradients(model, data, loss, None, {wanted})
-    assert same(snapshot(model), before)
-    with pytest.raises(Stop):
-        gradients(model, data, failing(2), None, {wanted})
-    assert same(snapshot(model), before)
-    with pytest.raises(BadInput):
-        gradients(model, data, lambda m, b: m.fc(torch.ones(6)).sum(), None, {wanted})
-    assert same(snapshot(model), before)
-
-
-def test_the_model_is_in_eval_mode_meanwhile_and_dropout_does_nothing() -> None:
-    model, data = Net().train(), batches()
-
-    def looking(m: nn.Module, batch: Any) -> Tensor:
-        assert not any(x.training for x in m.modules()) and all(m.get_parameter(n).requires_grad for n in NAMES)
-        return loss(m, batch)
-
-    assert same(gradients(model, data, looking), gradients(model, data, looking))
+# Under any mode
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -399,104 +336,13 @@ def test_gradients_are_taken_also_where_they_are_switched_off(mode: Any) -> None
     model, data = Net(), batches()
     with mode():
         found = gradients(model, data, loss, wanted={"grad", "hessian_diag"})
-    assert same(found, gradients(model, data, loss, wanted={"grad", "hessian_diag"}))
+    assert the_same(found, gradients(model, data, loss, wanted={"grad", "hessian_diag"}))
 
 
 def test_the_same_bits_again() -> None:
     model, data = Net(), batches()
     one, two = (gradients(model, data, loss, None, MEASURED, per_sample=True) for _ in range(2))
-    assert same(one, two)
-
-
-# Refusals
-
-
-def refused(match: str, *args: Any, error: type[Exception] = BadInput, **kwargs: Any) -> None:
-    model = args[0]
-    before = snapshot(model)
-    with pytest.raises(error, match=match):
-        gradients(*args, **kwargs)
-    assert same(snapshot(model), before)
-
-
-def generator(*items: Any) -> Iterator[Any]:
-    yield from items
-
-
-def test_batches_that_cannot_be_used_are_refused() -> None:
-    model, data = Net(), batches()
-    refused("there are no batches", model, [], loss)
-    used = generator(*data)
-    gradients(model, used, loss)
-    refused("used up", model, used, loss)
-    refused("For a single batch", model, data[0][0], loss)
-    refused("For a single batch", model, {"x": data[0][0]}, loss)
-    refused("batches is a int", model, 3, loss)
-    refused("loss is a function", model, data, "cross_entropy")
-    refused(
-        "batch 2 cannot be cut.* 3 and 4 entries",
-        model,
-        [data[0], (data[0][0][:3], data[0][1][:4])],
-        loss,
-        per_sample=True,
-    )
-    refused("batch 1 cannot be cut.* no tensor", model, ["text"], loss, per_sample=True)
-
-
-def test_losses_that_cannot_be_used_are_refused_by_the_batch() -> None:
-    model, data = Net(), batches()
-    bad = (torch.full_like(data[0][0], float("nan")), data[0][1])
-    refused("loss of batch 3 is nan", model, [*data[:2], bad], loss)
-    refused("loss of sample 1 of batch 1 is nan", model, [bad], loss, per_sample=True)
-    refused(r"shape \(6,\), torch.float32", model, data, lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"))
-    refused("returned 1.5", model, data, lambda m, b: 1.5)
-    refused("torch.int64", model, data, lambda m, b: m(b[0]).argmax())
-    refused("loss of batch 1 has no graph", model, data, lambda m, b: loss(m, b).detach())
-    refused("shape mismatch|out of bounds|Target 9", model, [(data[0][0], data[0][1] * 0 + 9)], loss, error=IndexError)
-
-
-def test_tensors_that_cannot_be_measured_are_refused_by_name() -> None:
-    model, data = Net(), batches()
-    refused("no tensor 'nope'; it has", model, data, loss, ["nope"])
-    refused("no tensor is to be measured", model, data, loss, [])
-    refused("does not depend on 'conv.weight', 'hidden.weight'", model, data, lambda m, b: m.fc(torch.ones(6)).sum())
-    refused("torch.float32.*NaN or infinite|'conv.weight'.*NaN or infinite", model, data, root_of_zero)
-    masked = Net()
-    nn.utils.parametrizations.weight_norm(masked.fc)
-    refused("parametrize", masked, data, loss, ["fc.weight"], error=BadTensor)
-
-
-def root_of_zero(model: nn.Module, batch: Any) -> Tensor:
-    """Finite, with a gradient that is not."""
-    w: Any = model.conv.weight  # type: ignore[union-attr]
-    return loss(model, batch) + (w - w.detach()).square().sum().sqrt()
-
-
-def test_options_out_of_range_are_refused() -> None:
-    model, data = Net(), batches()
-    for wanted in ("gradient", [], {"grad", "hessian"}):
-        refused("wanted takes some of grad, fisher_diag", model, data, loss, None, wanted)
-    for option in ("probes", "block", "memory"):
-        for value in (0, -1, 2.0, True, "3"):
-            refused(f"{option} is a whole number", model, data, loss, **{option: value})
-    for damping in (0, -1e-5, float("nan"), float("inf"), True, "1e-5"):
-        refused("damping is what is added", model, data, loss, None, "fisher_inverse", damping=damping)
-    refused("per_sample is True or False", model, data, loss, per_sample=1)
-    refused("takes an int", model, data, loss, seed=0.5)
-
-
-def test_blocks_that_do_not_fit_are_refused_before_a_batch_is_asked_for() -> None:
-    model = Net()
-
-    def never() -> Iterator[Batch]:
-        raise AssertionError("a batch was asked for")
-        yield
-
-    # 27, 24 and 162 weights in blocks of 100: 27² + 24² + 2 · 100² numbers of 8 bytes.
-    needed = 8 * (27**2 + 24**2 + 2 * 100**2)
-    refused("blocks of 100 for 213 weights take 0.0 GB.*Make block= smaller", model, never(), loss, None,
-            "fisher_inverse_diag", block=100, memory=needed - 1)  # fmt: skip
-    gradients(model, batches(), loss, None, "fisher_inverse_diag", block=100, memory=needed)
+    assert the_same(one, two)
 
 
 # On a GPU
@@ -524,4 +370,4 @@ def test_through_the_verb() -> None:
     calibration = secateur.Calibration(data, loss=loss, per_sample=True, probes=2, seed=3, block=7, damping=1e-3)
     found = secateur.calibrate(model, calibration, MEASURED)
     direct = gradients(model, data, loss, None, MEASURED, per_sample=True, probes=2, seed=3, block=7, damping=1e-3)
-    assert same({n: dict(f) for n, f in found.items()}, direct)
+    assert the_same({n: dict(f) for n, f in found.items()}, direct)

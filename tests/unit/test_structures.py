@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import secateur
 from secateur.core.structure import mean_activation
 from secateur.errors import BadInput
+from tests.unit.calibrating import whole_of
 from tests.unit.test_heads_of_models import BERT, GPT2, GROUPED, into, pretrained
 
 CHANNELS = ("channel_activation", "channel_apoz")
@@ -268,24 +269,6 @@ ALL: dict[str, tuple[Callable[[], nn.Module], Sequence[str], Callable[..., Tenso
 }  # fmt: skip
 
 
-def hooks(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())
-
-
-def state_of(model: nn.Module) -> tuple[Any, ...]:
-    flags = [(m.training, p.requires_grad) for m in model.modules() for p in m.parameters(recurse=False)]
-    grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
-    return flags, hooks(model), [t.clone() for t in model.state_dict().values()], grads
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
-
-
 @pytest.mark.parametrize("what", ALL)
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_is_left_as_it_was(what: str, fails: bool) -> None:
@@ -295,7 +278,7 @@ def test_the_model_is_left_as_it_was(what: str, fails: bool) -> None:
         p.requires_grad_(i % 3 != 0)
         p.grad = torch.full_like(p, 0.5) if i % 2 else None
     model.get_submodule("encoder" if what == "heads" else "bn").eval()
-    before = state_of(model)
+    before = whole_of(model)
 
     def broken(m: nn.Module, batch: Any) -> Tensor:
         if fails:
@@ -309,7 +292,7 @@ def test_the_model_is_left_as_it_was(what: str, fails: bool) -> None:
             secateur.calibrate(model, calibration, wanted, pattern=pattern)
     else:
         assert secateur.calibrate(model, calibration, wanted, pattern=pattern)
-    assert same(state_of(model), before)
+    assert whole_of(model) == before
 
 
 @pytest.mark.parametrize("what", ALL)
