@@ -10,7 +10,7 @@ from torch import nn
 
 import secateur
 from tests.contract.nets import bits, is_zero
-from tests.contract.table import PATTERNS, PLAIN, Case, expected_warnings, ids
+from tests.contract.table import PATTERNS, PLAIN, Case, default_of, expected_warnings, ids
 
 
 class Tied(nn.Module):
@@ -58,7 +58,7 @@ def test_counted_once_masked_once_still_tied(case: Case) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_dict_of_the_same_storage_is_pruned_alike(pattern: str) -> None:
     model, other = Tied(), Tied()
-    case = Case(pattern, "uniform" if pattern == "row" else "global", "magnitude")
+    case = Case(pattern, default_of(pattern), "magnitude")
     with expected_warnings():
         want = secateur.prune(model, **case.asked(0.5))
         found = secateur.prune(other.state_dict(), **case.asked(0.5))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import importlib.util
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ transformers = pytest.importorskip("transformers")
 
 WEIGHTS = 4 * 12 * 128 * 128
 LAYERS = 4 * 4
-Prune = Callable[..., str]
 
 
 def written(folder: Path, most: int | None = None) -> Path:

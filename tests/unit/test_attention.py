@@ -73,8 +73,9 @@ def test_projections_that_are_packed(name: str) -> None:
     assert (found[first].layer, found[first].dim, found[first].sections) == ("attn", dim, sections)
     out = next(p for n, p in found.items() if n != first)
     assert out.sections == (8,) and out.queries == 8
-    follow = [m for m in found[first].followers]
-    assert follow == ([Member("attn.c_attn.bias", (8, 8, 8))] if "attn.c_attn.bias" in shapes else [])
+    assert list(found[first].followers) == (
+        [Member("attn.c_attn.bias", (8, 8, 8))] if "attn.c_attn.bias" in shapes else []
+    )
 
 
 def test_cross_attention_of_gpt2() -> None:

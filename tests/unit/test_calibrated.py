@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -240,7 +239,6 @@ def test_one_blocks_statistics_are_in_memory_at_a_time() -> None:
     def watching(
         weight: Tensor, *, hessian: Tensor, pattern: Any, count: int, name: str
     ) -> tuple[Tensor, Tensor, float, float]:
-        gc.collect()
         alive.append(sum(r() is not None for r in held))
         base = hessian if hessian._base is None else hessian._base
         held.append(weakref.ref(base))
@@ -248,7 +246,6 @@ def test_one_blocks_statistics_are_in_memory_at_a_time() -> None:
 
     secateur.prune(mlp(), 0.5, solver=watching, calibration=batches())
     assert alive == [0, 0, 0, 0] and len(held) == 4
-    gc.collect()
     assert not [r for r in held if r() is not None]
 
 
@@ -303,13 +300,10 @@ def test_global_takes_statistics_of_the_dense_network() -> None:
 
 
 def test_units_by_a_score_of_data() -> None:
-    """Channels, 4x4 blocks: Wanda's score reduced over units, block by block."""
+    """Of channels: the mean of Wanda's score over each."""
     model, data = mlp(), batches()
-    other = copy.deepcopy(model)
-    for name in LAYERS[:1]:
-        layer = other.get_submodule(name)
-        score = np.abs(wide(layer.weight)) * wide(norms_of(torch.cat(data)))
-        rows = np.argsort(score.mean(1), kind="stable")[:10]
+    score = np.abs(wide(model[0].weight)) * wide(norms_of(torch.cat(data)))
+    rows = np.argsort(score.mean(1), kind="stable")[:10]
     report = secateur.prune(
         model, 0.5, criterion="wanda", pattern="channel", allocation="uniform", include="0", calibration=data
     )
@@ -338,7 +332,7 @@ def test_batches_of_any_kind() -> None:
         model = Named(*mlp())
         secateur.prune(model, 0.5, criterion="wanda", calibration=secateur.Calibration(data, forward=forward))
         masks.append(snapshot(model))
-    assert all(m == masks[0] for m in masks[1:-1])
+    assert all(m == masks[0] for m in masks[1:])
 
 
 def test_rows_by_their_first() -> None:

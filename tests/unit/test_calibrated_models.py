@@ -16,6 +16,8 @@ from tests.contract.nets import snapshot
 from tests.unit.calibrating import choosing, facts_of, hessian_of, inputs_of, norms_of, wanda
 
 transformers = pytest.importorskip("transformers")
+# Heads of models that no block holds are told of; other warnings remain errors.
+pytestmark = pytest.mark.filterwarnings(r"ignore:\d+ tensors? stays? dense:secateur.SecateurWarning")
 
 LLAMA = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -123,16 +125,6 @@ def by_hand(model: nn.Module, stack: str, data: Any) -> None:
             weight = model.get_submodule(n).weight
             upright = weight.data if isinstance(model.get_submodule(n), nn.Linear) else weight.data.T
             upright[torch.from_numpy(wanda(upright, norms_of(caught[n]), weight.numel() // 2))] = 0
-
-
-@pytest.fixture(autouse=True)
-def _expected() -> Any:
-    """Heads of models that no block holds are told of; other warnings remain errors."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"\d+ tensors? stays? dense: ", secateur.SecateurWarning)
-        yield
 
 
 def made(make: Callable[[], nn.Module]) -> nn.Module:

@@ -12,7 +12,7 @@ from secateur.evaluate.compare import Comparison, compare
 from secateur.report.compare_page import render
 from secateur.report.run_facts import Cost
 from secateur.report.words import MINUS
-from tests.unit.test_compare import ASKED, SPENT, cells, changed, new
+from tests.unit.test_compare import SPENT, cells, changed, new
 from tests.unit.test_run_page import NASTY, Page, points_of
 
 
@@ -92,4 +92,3 @@ def test_little_is_a_page_too(seeds: int) -> None:
     bad = changed(lambda c: c.method != "magnitude", metrics={"accuracy": math.nan})(cells(asked=(0.9,), seeds=seeds))
     said = page(compare(bad)).text
     assert "no verdict for new (no seed in common)" in said and not re.search(r"\b(nan|inf)\b", said, re.IGNORECASE)
-    assert len(ASKED) == 5

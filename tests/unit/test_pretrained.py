@@ -242,9 +242,8 @@ def test_an_output_that_is_there_is_refused_before_anything_is_read(folder: Path
     """Neither the text nor the tokenizer nor the weights are looked at."""
     (tmp_path / "out").mkdir()
     without(folder, "tokenizer.json", "config.json", "model.safetensors")
-    for out, code, message in ((tmp_path / "out", 4, "is already there"),):
-        done = command(*asked(folder, tmp_path / "no.txt", out, "--criterion", "wanda", "--sparsity", ".5"))
-        assert done.code == code and message in done.err
+    done = command(*asked(folder, tmp_path / "no.txt", tmp_path / "out", "--criterion", "wanda", "--sparsity", ".5"))
+    assert done.code == 4 and "is already there" in done.err
 
 
 def test_places_that_no_result_can_have(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,12 +329,12 @@ def test_an_error_on_the_way_leaves_nothing(folder: Path, tmp_path: Path) -> Non
     calibration = secateur.Calibration(batches(), progress=stop)
     with pytest.raises(KeyboardInterrupt):
         secateur.prune(folder, 0.5, criterion="wanda", calibration=calibration, out=tmp_path / "out")
+    assert tree(tmp_path) == before
+    with_tensors(folder, renamed)
+    before = tree(tmp_path)
     with pytest.raises(PlanMismatch, match="names or cuts its tensors otherwise"):
-        secateur.prune(
-            with_tensors(folder, renamed), 0.5, criterion="wanda", calibration=batches(), out=tmp_path / "out"
-        )
-    with_tensors(folder, lambda t: {f"transformer.{n}": v for n, v in t.items()})
-    assert sorted(tree(tmp_path)) == sorted(before)
+        secateur.prune(folder, 0.5, criterion="wanda", calibration=batches(), out=tmp_path / "out")
+    assert tree(tmp_path) == before
 
 
 SLOW = """

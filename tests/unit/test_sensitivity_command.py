@@ -22,6 +22,8 @@ from tests.unit import test_recipe
 from tests.unit.conftest import Run, tree
 
 HERE = "tests.unit.test_sensitivity_command"
+# Networks this small may lose nothing at all, or everything.
+pytestmark = pytest.mark.filterwarnings("ignore::secateur.SecateurWarning")
 TEXT = f"""
 name: tiny
 folder: runs/tiny
@@ -37,7 +39,7 @@ quick: {{train.epochs: 1}}
 
 
 class Held(test_recipe.Data):
-    """Data with a validation part; the test part raises when it is looked at more often than the dense network's score."""
+    """Data with a validation part."""
 
     def __init__(self, seed: int, count: int) -> None:
         super().__init__(seed, count)
@@ -63,16 +65,6 @@ def recipe(folder: Path, *settings: str) -> Any:
 
 def plain(found: Scanned) -> tuple[float, str]:
     return found.scan.baseline, found.scan.facts["measured on"]
-
-
-@pytest.fixture(autouse=True)
-def _warnings() -> Any:
-    """Networks this small may lose nothing at all, or everything."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", secateur.SecateurWarning)
-        yield
 
 
 def test_it_measures_the_dense_network_of_a_run_on_the_validation_part(tmp_path: Path) -> None:
