@@ -305,6 +305,23 @@ def test_frozen_models_can_be_measured(what: str) -> None:
     assert all(torch.equal(t, measured[1][n][s]) for n, own in measured[0].items() for s, t in own.items())
 
 
+@pytest.mark.parametrize("what", ["taylor", "heads"])
+def test_models_that_are_compiled_can_be_measured(what: str) -> None:
+    """Also by gradients of the second order, which compiled code does not have."""
+    make, wanted, loss_, data, pattern = ALL[what]
+    plain = make().eval()
+    compiled = torch.compile(copy.deepcopy(plain), backend="aot_eager")
+    for batch in data():
+        loss_(compiled, batch).backward()  # which compiles both ways
+    compiled.zero_grad()
+    how, used = secateur.Calibration(data(), loss=loss_), "*attention.output.dense*" if what == "heads" else None
+    one, other = (
+        secateur.calibrate(m, how, (*wanted, "hessian_diag"), include=used, pattern=pattern) for m in (plain, compiled)
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(t, other[n][s]) for n, own in one.items() for s, t in own.items())
+
+
 def nan_batches(data: list[Any]) -> list[Any]:
     x, y = data[0]
     return [(x.clone().index_fill_(0, torch.tensor([1]), torch.nan), y)]

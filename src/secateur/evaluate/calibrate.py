@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from secateur.core.make import eligible
@@ -19,21 +18,16 @@ from secateur.errors import BadInput, SecateurWarning
 from secateur.stores.base import choose
 from secateur.stores.memory import MemoryStore
 
-from .batches import device_of, moved, run_batch
-from .blocks import without_cache
-from .gradients import gradients
+from .batches import Forward, run_all
+from .gradients import MEASURED, gradients
 from .losses import Loss
-from .mode import eager, only_training
 from .structures import channel_statistics
 from .unit_gradients import unit_gradients
 from .watch import Watch, too_few, why_unseen
 
 INPUTS = ("input_norm", "hessian")
-GRADIENTS = ("grad", "fisher_diag", "hessian_diag", "fisher_inverse_diag", "fisher_inverse")
 CHANNELS = ("channel_activation", "channel_apoz", "norm_scale")
 UNITS = ("channel_taylor", "head_gradient")
-
-Forward = Callable[[nn.Module, Any], object]
 
 
 @dataclass(frozen=True)
@@ -203,7 +197,7 @@ def measure(
         watch = observe(model, store, specs, calibration, gram="hessian" in wanted)
         notes += too_few(watch.short)
         _merge(out, watch.statistics())
-    if made := [w for w in wanted if w in GRADIENTS]:
+    if made := [w for w in wanted if w in MEASURED]:
         _merge(out, _gradients(model, specs, calibration, made))
     if any(w in CHANNELS for w in wanted):
         weights = [(s, store.entry(s).tensor) for s in specs]
@@ -246,12 +240,6 @@ def watched(store: MemoryStore, specs: Sequence[Spec], gram: bool) -> Watch:
 
 def observe(model: nn.Module, store: MemoryStore, specs: Sequence[Spec], calibration: Calibration, gram: bool) -> Watch:
     """The inputs of every layer, and with ``gram`` their products, added up over one run of the dense model a batch."""
-    watch, run, count = watched(store, specs, gram), calibration.forward or run_batch, 0
-    device = device_of(model)
-    with torch.no_grad(), only_training(model), without_cache(model), eager(), watch:
-        for batch in calibration.batches:
-            run(model, moved(batch, device))
-            count += 1
-    if not count:
-        raise BadInput("the calibration is empty: there is no batch to run. Was its loader used up before?")
+    with watched(store, specs, gram) as watch:
+        run_all(model, calibration.batches, calibration.forward)
     return watch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from secateur.errors import BadInput
 from secateur.stores.names import WRAPPERS
 
 from .ledger import Ledger
-from .mode import only_training
+from .mode import eager, only_training
 from .weights import owner, prunable, weights_of
 
 CONVENTION = (
@@ -201,11 +200,8 @@ def _refuse_valueless(model: nn.Module) -> None:
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Compiled modules run as the plain ones they are made of: no operator is seen inside a graph."""
-    if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and importing it takes seconds
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+    """Compiled modules run as the plain ones they are made of, and torch says nothing of it."""
+    with eager(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global hooks")
         yield
 

@@ -10,10 +10,9 @@ They hold no graph and are not kept in the model. Bytes a weight, while they are
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,8 +32,7 @@ from secateur.core.solve.fisher import (
 from secateur.errors import BadInput, SecateurWarning
 from secateur.stores.memory import MemoryStore
 
-from .batches import device_of, moved
-from .losses import Loss, differentiable, loss_of
+from .losses import Loss, differentiable, each_loss
 
 MEASURED = ("grad", "fisher_diag", "hessian_diag", "fisher_inverse_diag", "fisher_inverse")
 """What `gradients` can measure of a tensor."""
@@ -115,14 +113,11 @@ def gradients(
         raise BadInput(
             f"batches is a {type(batches).__name__}: iterating it gives no batches. For a single batch pass [batch]."
         )
-    count, device = 0, device_of(model)
-    with _differentiable(model, tensors, "hessian_diag" in asked.wanted):
+    # The only attention that can be differentiated twice is the one written out.
+    attention = sdpa_kernel(SDPBackend.MATH) if "hessian_diag" in asked.wanted else nullcontext()
+    with differentiable(model, [p for t in tensors for p in t.holders]), attention:
         sums = [_Sums.of(t, asked) for t in tensors]
-        for where, batch in _pieces(batches, per_sample):
-            count += 1
-            _add(sums, loss_of(loss, model, moved(batch, device), where), asked, count)
-    if not count:
-        raise BadInput("there are no batches: nothing to measure gradients on. Was the loader used up before?")
+        count = each_loss(loss, model, batches, lambda value, number: _add(sums, value, asked, number), per_sample)
     _refuse(sums)
     return {s.name: s.result(count, asked) for s in sums}
 
@@ -145,6 +140,11 @@ class _Asked:
     def of(
         cls, wanted: Iterable[str], per_sample: Any, seed: Any, probes: Any, block: Any, damping: Any, memory: Any
     ) -> _Asked:
+        """The options as they were given.
+
+        Raises:
+            BadInput: one that cannot be meant.
+        """
         names = frozenset([wanted] if isinstance(wanted, str) else wanted)
         if not names or names - set(MEASURED):
             raise BadInput(
@@ -204,61 +204,6 @@ def _check_memory(tensors: Sequence[_Tensor], asked: _Asked) -> None:
             f"blocks of {asked.block} for {total:,} weights take {needed / 1e9:,.1f} GB, more than memory={asked.memory:,} bytes "
             f"({asked.memory / 1e9:,.1f} GB). Make block= smaller, name fewer tensors at a time, or allow more memory."
         )
-
-
-# Batches and their losses
-
-
-def _pieces(batches: Iterable[Any], per_sample: bool) -> Iterator[tuple[str, Any]]:
-    """Batches, or their samples, and which it is."""
-    for number, batch in enumerate(batches, 1):
-        if not per_sample:
-            yield f"batch {number}", batch
-            continue
-        sizes = {len(t) for t in _leaves(batch)}
-        if len(sizes) != 1:
-            found = (
-                "no tensor" if not sizes else f"tensors of {' and '.join(map(str, sorted(sizes)))} entries along dim 0"
-            )
-            raise BadInput(f"batch {number} cannot be cut into samples: it holds {found}.")
-        for i in range(sizes.pop()):
-            yield f"sample {i + 1} of batch {number}", _sample(batch, i)
-
-
-def _leaves(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield from [batch] if batch.dim() else []
-    elif isinstance(batch, Mapping | list | tuple):
-        for value in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _leaves(value)
-
-
-def _sample(batch: Any, i: int) -> Any:
-    """Sample ``i`` as a batch of one; what is no tensor stays as it is."""
-    if isinstance(batch, Tensor):
-        return batch[i : i + 1] if batch.dim() else batch
-    if isinstance(batch, Mapping):
-        one: Any = copy.copy(batch)  # a tokenizer's output stays one
-        for key, value in batch.items():
-            one[key] = _sample(value, i)
-        return one
-    if isinstance(batch, list | tuple):
-        items = [_sample(v, i) for v in batch]
-        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
-    return batch
-
-
-@contextmanager
-def _differentiable(model: nn.Module, tensors: Sequence[_Tensor], twice: bool) -> Iterator[None]:
-    """Eval mode, in which the tensors have gradients, and those have gradients too where ``twice``."""
-    with ExitStack() as stack:
-        stack.enter_context(differentiable(model, [p for t in tensors for p in t.holders]))
-        if any(isinstance(m, nn.RNNBase) for m in model.modules()):
-            # cuDNN's recurrent layers have no backward in eval mode.
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        if twice:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the only attention that can be differentiated twice
-        yield
 
 
 # Sums

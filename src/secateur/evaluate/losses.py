@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from secateur.errors import BadInput
 
-from .mode import only_training
+from .batches import EMPTY, device_of, moved, pieces
+from .mode import eager, only_training
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """``loss(model, batch) -> scalar``."""
@@ -38,10 +39,32 @@ def loss_of(loss: Loss, model: nn.Module, batch: Any, where: str) -> Tensor:
     return value.reshape(())
 
 
+def each_loss(
+    loss: Loss, model: nn.Module, batches: Iterable[Any], add: Callable[[Tensor, int], None], per_sample: bool = False
+) -> int:
+    """Hands the loss of every batch, or of every sample, to ``add``, each with its number, from 1; returns how many there were.
+
+    No graph outlives its ``add``.
+
+    Raises:
+        BadInput: no batch; one that cannot be cut into samples; a loss that is none, see `loss_of`.
+    """
+    device, count = device_of(model), 0
+    for count, (where, batch) in enumerate(pieces(batches, per_sample), 1):
+        add(loss_of(loss, model, moved(batch, device), where), count)
+    if not count:
+        raise BadInput(EMPTY)
+    return count
+
+
 @contextmanager
 def differentiable(model: nn.Module, parameters: Iterable[Tensor] = ()) -> Iterator[None]:
-    """Evaluation mode with gradients, also of ``parameters`` that are frozen; afterwards all is as it was."""
+    """Evaluation mode with gradients, also of ``parameters`` that are frozen; afterwards all is as it was.
+
+    Compiled modules run as they are written: compiled code sees no new hooks, and has no second derivative.
+    """
     with ExitStack() as stack:
+        stack.enter_context(eager())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(only_training(model))
@@ -49,4 +72,7 @@ def differentiable(model: nn.Module, parameters: Iterable[Tensor] = ()) -> Itera
             if not p.requires_grad:
                 stack.callback(p.requires_grad_, False)
                 p.requires_grad_(True)
+        if any(isinstance(m, nn.RNNBase) for m in model.modules()):
+            # cuDNN's recurrent layers have no backward in eval mode.
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield

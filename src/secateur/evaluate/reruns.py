@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from secateur.core.types import Spec
-from secateur.errors import BadInput
 
-from .batches import device_of, moved, run_batch
-from .blocks import Block, without_cache
-from .mode import eager
+from .batches import Forward, run_all
+from .blocks import Block
 from .watch import Watch
 
 
@@ -41,26 +38,18 @@ class Reruns:
         model: nn.Module,
         blocks: Sequence[Block],
         batches: Iterable[Any],
-        forward: Callable[..., Any] | None,
+        forward: Forward | None,
         weights: Sequence[tuple[Spec, Tensor]],
     ) -> None:
-        self._model, self._batches, self._forward = model, list(batches), forward or run_batch
-        if not self._batches:
-            raise BadInput("the calibration is empty: there is no batch to run. Was its loader used up before?")
+        self._model, self._batches, self._forward = model, list(batches), forward
         with Watch(weights, gram=False) as watch:
-            self._run(self._batches[:1])
+            run_all(model, self._batches[:1], forward)
         place = {name: i for i, name in enumerate(watch.order)}
         self.blocks = sorted(blocks, key=lambda b: min((i for n, i in place.items() if b.holds(n)), default=len(place)))
 
     def observe(self, number: int) -> None:
         """Runs every batch through the whole model."""
-        self._run(self._batches)
+        run_all(self._model, self._batches, self._forward)
 
     def advance(self, number: int) -> None:
         """Nothing is kept between layers."""
-
-    def _run(self, batches: Sequence[Any]) -> None:
-        device = device_of(self._model)
-        with torch.no_grad(), without_cache(self._model), eager():
-            for batch in batches:
-                self._forward(self._model, moved(batch, device))

@@ -22,9 +22,7 @@ from secateur.core.saliency import Statistics
 from secateur.core.types import Spec
 from secateur.errors import BadInput
 
-from .batches import device_of, moved, run_batch
-from .blocks import without_cache
-from .mode import only_training
+from .batches import Forward, run_all
 from .watch import CALLS, CONV
 
 _LAYERS = CALLS | dict.fromkeys(
@@ -185,7 +183,7 @@ def channel_statistics(
     weights: Sequence[tuple[Spec, Tensor]],
     batches: Iterable[Any],
     wanted: Sequence[str],
-    forward: Callable[[nn.Module, Any], object] | None = None,
+    forward: Forward | None = None,
 ) -> Statistics:
     """``channel_activation``, ``channel_apoz`` and ``norm_scale`` of the output channels of some layers.
 
@@ -202,12 +200,7 @@ def channel_statistics(
     Raises:
         BadInput: no batches, values that are not finite, a layer that no batch reached, a scale where there is no norm.
     """
-    maps, run, count, device = Maps(weights), forward or run_batch, 0, device_of(model)
-    with torch.no_grad(), only_training(model), without_cache(model), maps:
-        for batch in batches:
-            run(model, moved(batch, device))
-            maps.flush()
-            count += 1
-    if not count:
-        raise BadInput("the calibration is empty: there is no batch to run. Was its loader used up before?")
+    maps = Maps(weights)
+    with maps:
+        run_all(model, batches, forward, maps.flush)
     return {name: found.statistics(wanted) for name, found in maps.maps.items()}

@@ -17,10 +17,7 @@ from secateur.core.types import Spec, units_along
 from secateur.errors import BadInput
 from secateur.stores.memory import MemoryStore
 
-from .batches import device_of, moved
-from .losses import Loss, differentiable, loss_of
-
-NO_BATCH = "the calibration is empty: there is no batch to take a loss of. Was its loader used up before?"
+from .losses import Loss, differentiable, each_loss
 
 
 def unit_gradients(
@@ -65,15 +62,14 @@ def channel_taylor(
     biases = {s.name: s for s in store.specs()}
     units = [_Channels(s, store.entry(s).tensor, _bias(s, biases, store)) for s in specs]
     parameters = [t for u in units for t in u.tensors]
-    device, count = device_of(model), 0
+
+    def add(value: Tensor, number: int) -> None:
+        found = iter(torch.autograd.grad(value, parameters, allow_unused=True))
+        for u in units:
+            u.add([next(found) for _ in u.tensors])
+
     with differentiable(model, parameters):
-        for count, batch in enumerate(batches, 1):
-            value = loss_of(loss, model, moved(batch, device), f"batch {count}")
-            found = iter(torch.autograd.grad(value, parameters, allow_unused=True))
-            for u in units:
-                u.add([next(found) for _ in u.tensors])
-    if not count:
-        raise BadInput(NO_BATCH)
+        count = each_loss(loss, model, batches, add)
     return {u.spec.name: {"channel_taylor": u.mean(count)} for u in units}
 
 
@@ -104,7 +100,7 @@ class _Channels:
             return
         product = (grads[0].detach() * self.weight.detach()).movedim(self.spec.out_dim, 0).double()
         change = product.reshape(product.shape[0], -1).sum(1)
-        if self.bias is not None and len(grads) > 1 and grads[1] is not None:
+        if self.bias is not None and grads[1] is not None:
             change += (grads[1].detach() * self.bias.detach()).double()
         self.squares = change.square() if self.squares is None else self.squares + change.square()
 
@@ -152,16 +148,15 @@ def head_gradient(
     """
     layers = {s.attention.layer: _Gates(s, pattern) for s in specs if s.attention and s.attention.dim == s.in_dim}
     owners = _owners(model, {id(store.entry(g.spec).tensor): g for g in layers.values()})
-    device, count = device_of(model), 0
+
+    def add(value: Tensor, number: int) -> None:
+        gates = {g.gate: g for g in layers.values() if g.gate is not None}
+        found = torch.autograd.grad(value, [*gates], allow_unused=True) if gates else ()
+        for g, grad in zip(gates.values(), found, strict=True):
+            g.add(grad)
+
     with differentiable(model), _hooked(owners):
-        for count, batch in enumerate(batches, 1):
-            value = loss_of(loss, model, moved(batch, device), f"batch {count}")
-            gates = {g.gate: g for g in layers.values() if g.gate is not None}
-            found = torch.autograd.grad(value, [*gates], allow_unused=True) if gates else ()
-            for g, grad in zip(gates.values(), found, strict=True):
-                g.add(grad)
-    if not count:
-        raise BadInput(NO_BATCH)
+        each_loss(loss, model, batches, add)
     means = {layer: g.mean() for layer, g in layers.items()}
     return {s.name: {"head_gradient": _spread(s, means[s.attention.layer])} for s in specs if s.attention}
 

@@ -6,7 +6,7 @@ the hidden states (masks, position embeddings) and what the block before it gave
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from secateur.errors import BadInput
 
-from .batches import device_of, moved, run_batch
+from .batches import EMPTY, Forward, device_of, moved, run_batch
 from .blocks import HOW, Block, without_cache
 from .mode import eager
 
@@ -118,7 +118,7 @@ class Walk:
     """
 
     def __init__(
-        self, model: nn.Module, blocks: Sequence[Block], batches: Iterable[Any], forward: Callable[..., Any] | None
+        self, model: nn.Module, blocks: Sequence[Block], batches: Iterable[Any], forward: Forward | None
     ) -> None:
         self.blocks = blocks
         self._hidden: list[Tensor] = []
@@ -136,7 +136,7 @@ class Walk:
                 self._hidden.append(caught.finish())
                 self._calls.append(caught.calls)
         if not self._hidden:
-            raise BadInput("the calibration is empty: there is no batch to run. Was its loader used up before?")
+            raise BadInput(EMPTY)
 
     def observe(self, number: int) -> None:
         """Runs every batch through a block; what it returns is not kept."""

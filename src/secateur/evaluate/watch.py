@@ -119,7 +119,7 @@ class Watch(TorchFunctionMode):
     """While it is entered, adds up what goes into the layers of some weights.
 
     Args:
-        weights: ``{spec: the model's own parameter}``.
+        weights: ``(spec, the model's own parameter)`` of each layer.
         gram: whether products of features are wanted (for Hessians): ``features²`` numbers a layer.
     """
 
