@@ -22,7 +22,8 @@ from benchmarks.models import FULL_WIDTH, QUICK_WIDTH, encoder, fill, weights_of
 from benchmarks.result import Bar, Result, Table
 from benchmarks.timing import Timing, spread, take_turns
 from secateur import native
-from secateur.core.make import Request, make
+from secateur.core.make import make
+from secateur.core.request import Request
 from secateur.core.write import write_rows
 from secateur.stores.base import matches
 from secateur.stores.memory import MemoryStore

@@ -24,10 +24,10 @@ from secateur.carry import (
 )
 from secateur.core.criteria import Criterion
 from secateur.core.keys import nonzero
-from secateur.core.make import Request
 from secateur.core.owl import OWL
 from secateur.core.patterns import Pattern
 from secateur.core.plan import Plan
+from secateur.core.request import Request
 from secateur.core.saliency import Statistics
 from secateur.core.solve.asked import AnySolver
 from secateur.evaluate.calibrate import Calibration

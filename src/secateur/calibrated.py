@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from secateur.carry import Globs, carry_out, count_rows
 from secateur.core.criteria import describe
 from secateur.core.heads import Head
-from secateur.core.make import Request, counted, eligible, make, odd_rows
+from secateur.core.make import counted, eligible, make, odd_rows
 from secateur.core.owl import OWL
 from secateur.core.patterns import NM
 from secateur.core.plan import Row, keep_mask
+from secateur.core.request import Request
 from secateur.core.saliency import Bound, Statistics
 from secateur.core.solve.asked import AnySolver, asks_for_mask, solver_name
 from secateur.core.spelling import describe_allocation

@@ -16,9 +16,10 @@ from secateur.core.elements import Measured, Meter, chunks_of, survey
 from secateur.core.fast import settle
 from secateur.core.heads import Head
 from secateur.core.keys import FORMATS
-from secateur.core.make import Request, make
+from secateur.core.make import make
 from secateur.core.patterns import Channel, Unstructured
 from secateur.core.plan import Plan, Row, gone, row_of
+from secateur.core.request import Request
 from secateur.core.select import Cut, identity
 from secateur.core.types import Part, Spec
 from secateur.core.write import count_row, write_rows

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur.calibrated import prune_calibrated
 from secateur.carry import Globs, count_rows
-from secateur.core.make import Request
+from secateur.core.request import Request
 from secateur.core.solve.asked import AnySolver
 from secateur.core.types import Spec
 from secateur.errors import BadInput, PlanMismatch

@@ -9,8 +9,8 @@ import secateur
 from secateur.core import combine
 from secateur.core.criteria import PROVIDED
 from secateur.core.keys import FORMATS
-from secateur.core.make import NONFINITE as MODES
 from secateur.core.patterns import REDUCTIONS
+from secateur.core.request import NONFINITE as MODES
 from secateur.core.spelling import ALLOCATIONS as NAMED
 from tests.contract.nets import net, snapshot
 from tests.contract.table import (

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import secateur
-from secateur.core.make import Request, make
+from secateur.core.make import make
+from secateur.core.request import Request
 from secateur.errors import Infeasible
 from secateur.stores.base import matches
 

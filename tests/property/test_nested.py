@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import secateur
-from secateur.core.make import Request, make
+from secateur.core.make import make
 from secateur.core.plan import Plan
+from secateur.core.request import Request
 from secateur.core.types import Spec
 from secateur.errors import Infeasible
 from secateur.stores.base import matches

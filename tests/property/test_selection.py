@@ -13,8 +13,9 @@ import secateur
 from secateur import native
 from secateur.core import fast
 from secateur.core.choose import Taken
-from secateur.core.make import Request, make
+from secateur.core.make import make
 from secateur.core.plan import Plan, keep_mask
+from secateur.core.request import Request
 from secateur.core.types import Part, Reduce, Spec
 from secateur.stores.base import matches
 

@@ -11,8 +11,8 @@ from torch import Tensor
 import secateur
 from secateur.core.combine import Choice, why_refused
 from secateur.core.criteria import magnitude
-from secateur.core.make import Request
 from secateur.core.patterns import NM, Block, Channel, Grid, Pattern, Unstructured
+from secateur.core.request import Request
 from secateur.core.spelling import allocation_of, criterion_of, pattern_of
 from secateur.core.types import Spec
 from secateur.errors import BadInput, NotDefined

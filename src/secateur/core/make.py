@@ -33,14 +33,13 @@ from .lamp import Counted, all_finite, count_together, lamp_counts
 from .patterns import NM, Channel, Pattern
 from .plan import Plan, row_of
 from .plan import Row as PlanRow
-from .request import NONFINITE, Request
+from .request import Request
 from .select import Cut, identity
 from .source import Source
 from .spelling import describe_allocation
 from .types import Parts, Reduce, Spec
 
 Match = Callable[[Spec, str], bool]
-__all__ = ["NONFINITE", "Request", "counted", "eligible", "make", "odd_rows"]
 
 
 def make(specs: Sequence[Spec], parts: Parts, request: Request, match: Match, reduce: Reduce = identity) -> Plan:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.core.criteria import random
+from secateur.core.saliency import LIKE_WEIGHT
 from secateur.core.solve.fisher import (
     add_gradients,
     check_damping,
@@ -34,9 +35,9 @@ from secateur.stores.memory import MemoryStore
 
 from .losses import Loss, differentiable, each_loss
 
-MEASURED = ("grad", "fisher_diag", "hessian_diag", "fisher_inverse_diag", "fisher_inverse")
+MEASURED = (*LIKE_WEIGHT, "fisher_inverse")
 """What `gradients` can measure of a tensor."""
-BLOCKS = MEASURED[3:]
+BLOCKS = ("fisher_inverse_diag", "fisher_inverse")
 PENDING = 16
 """Gradients kept until their outer products are added up together, which is faster."""
 
@@ -201,8 +202,8 @@ def _check_memory(tensors: Sequence[_Tensor], asked: _Asked) -> None:
     if needed > asked.memory:
         total = sum(t.weight.numel() for t in tensors)
         raise BadInput(
-            f"blocks of {asked.block} for {total:,} weights take {needed / 1e9:,.1f} GB, more than memory={asked.memory:,} bytes "
-            f"({asked.memory / 1e9:,.1f} GB). Make block= smaller, name fewer tensors at a time, or allow more memory."
+            f"blocks of {asked.block} for {total:,} weights take {needed / 1e9:,.1f} GB, more than the "
+            f"{asked.memory / 1e9:,.1f} GB they may take here. Make block= smaller, or choose fewer tensors at a time."
         )
 
 

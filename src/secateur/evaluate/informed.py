@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from secateur.core.criteria import describe, magnitude
-from secateur.core.make import Request
 from secateur.core.owl import OWL
 from secateur.core.patterns import NM, Unstructured
+from secateur.core.request import Request
 from secateur.core.saliency import STATISTICS, Bound, Statistics, bind, needs
 from secateur.core.solve import NAMED
 from secateur.core.solve.asked import AnySolver, asks_for_mask, solver_name, solver_needs, solver_of

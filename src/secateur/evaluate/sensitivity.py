@@ -15,8 +15,9 @@ from torch import nn
 
 from secateur.core.allocate import check_sparsity
 from secateur.core.criteria import describe
-from secateur.core.make import Request, eligible, make
+from secateur.core.make import eligible, make
 from secateur.core.patterns import NM, Pattern
+from secateur.core.request import Request
 from secateur.core.spelling import pattern_of
 from secateur.core.types import Spec
 from secateur.errors import BadInput, NothingChosen, SecateurWarning

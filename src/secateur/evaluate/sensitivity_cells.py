@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core.allocate import prune_count
-from secateur.core.make import Request, make
+from secateur.core.make import make
 from secateur.core.patterns import Block, Channel
 from secateur.core.plan import Plan
+from secateur.core.request import Request
 from secateur.core.types import Part, Spec
 from secateur.core.write import write_rows
 from secateur.errors import BadInput, SecateurError

@@ -29,8 +29,8 @@ from secateur.core.allocate import prune_count
 from secateur.core.bits import pack
 from secateur.core.criteria import random
 from secateur.core.keys import FORMATS, magnitude_key
-from secateur.core.make import Request
 from secateur.core.patterns import Unstructured
+from secateur.core.request import Request
 from secateur.core.rewire import rewire
 from secateur.core.schedules import OneShot, check_count, check_step
 from secateur.core.types import Spec

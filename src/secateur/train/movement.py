@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 
 from secateur.core.criteria import magnitude
-from secateur.core.make import Request
+from secateur.core.request import Request
 from secateur.core.schedules import AcDc, Schedule, check_count, target_of
 from secateur.errors import BadInput, NotDefined
 

@@ -12,7 +12,8 @@ from secateur.core.allocate import prune_count
 from secateur.core.bits import count_kept, live_bits
 from secateur.core.criteria import is_named
 from secateur.core.keys import FORMATS
-from secateur.core.make import Request, make
+from secateur.core.make import make
+from secateur.core.request import Request
 from secateur.core.schedules import AcDc, Schedule, target_of
 from secateur.core.types import Spec
 from secateur.errors import BadInput, BadTensor, SecateurWarning

@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 
 from secateur.core.criteria import Criterion
 from secateur.core.heads import Head
-from secateur.core.make import Request, eligible, make
+from secateur.core.make import eligible, make
 from secateur.core.patterns import Channel, Pattern
 from secateur.core.plan import Plan
+from secateur.core.request import Request
 from secateur.core.schedules import Schedule
 from secateur.core.spelling import Allocation
 from secateur.core.types import Spec
@@ -106,8 +107,7 @@ class Pruner:
         )  # fmt: skip
         asked = self._ask(0.0)
         check_rewiring(rewire, schedule, asked, regrow, grad_mask)
-        self._pattern, self._rewire = asked.pattern, rewire
-        self._roles = roles
+        self._pattern, self._rewire, self._roles = asked.pattern, rewire, roles
         self._store = MemoryStore(model, roles=roles)
         self._specs = trainable(self._choice(include, ignore), self._store, schedule is None and rewire is None)
         self._store.check(self._specs)
