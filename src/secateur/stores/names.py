@@ -93,11 +93,11 @@ def _visit(
     unwrap = isinstance(module, MODULE_WRAPPERS)
     for key, child in module._modules.items():
         if child is not None:
-            hidden = key in WRAPPERS or (unwrap and key == "module") or (key in ADAPTED and _is_adapter(module))
+            hidden = key in WRAPPERS or (unwrap and key == "module") or (key in ADAPTED and is_adapter(module))
             _visit(child, f"{raw}{key}.", name if hidden else f"{name}{key}.", tree, kinds, heads)
 
 
-def _is_adapter(module: nn.Module) -> bool:
+def is_adapter(module: nn.Module) -> bool:
     """Whether a module's class is one of peft, or made from one."""
     return any(cls.__module__.partition(".")[0] == "peft" for cls in type(module).__mro__)
 
