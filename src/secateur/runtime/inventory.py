@@ -6,16 +6,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from secateur.core.layouts import DTYPES, PAD, Layout
-from secateur.stores import checks, names
+from secateur.core.layouts import PAD, Layout
+from secateur.core.types import Spec
 from secateur.stores.memory import MemoryStore
 
-from .layers import PackedLayer
-from .modules import density, judged, require_module
-from .sites import survey
+from .modules import count_stored, judged, require_module
+from .sites import Site, survey
 from .table import Table
+from .weight import PackedWeight
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def packed_report(model: nn.Module, *, table: Table | None = None) -> PackedRepo
 
     Raises:
         BadInput: not a module.
+        NothingChosen: a model without parameters.
 
     Example:
         >>> from secateur.runtime.modules import pack
@@ -139,34 +141,21 @@ def packed_report(model: nn.Module, *, table: Table | None = None) -> PackedRepo
         dense: a norm or another per-channel scale (1)
     """
     require_module(model, "packed_report")
-    rows = {r.name: r for r in _packed(model)}
-    if any(True for _ in model.parameters()):
-        rows |= {r.name: r for r in _dense(model, table)}
-    return PackedReport(tuple(rows[name] for name in sorted(rows)))
-
-
-def _packed(model: nn.Module) -> Iterator[PackedRow]:
-    seen = set()
-    for path, layer in names.walk(model).modules.items():
-        if not isinstance(layer, PackedLayer) or id(layer.parts[1]) in seen:
-            continue
-        parts = layer.parts
-        seen.add(id(parts[1]))
-        yield PackedRow(
-            f"{path}.weight" if path else "weight", tuple(layer.weight_shape), str(parts[1].dtype).removeprefix("torch."),
-            len(parts[1]) - PAD, layer.packed_layout, sum(p.nbytes for p in parts), layer.weight.nbytes,
-        )  # fmt: skip
-
-
-def _dense(model: nn.Module, table: Table | None) -> Iterator[PackedRow]:
     specs, sites = survey(model)
     store = MemoryStore(model)
-    for spec in specs:
-        t = store.entry(spec).tensor
-        size = 0 if spec.skip is not None and spec.skip.startswith("it is lazy") else t.numel() * t.element_size()
-        stored, why = None, spec.skip or ""
-        if spec.name in sites and t.dtype in DTYPES and checks.is_plain(t) and t.device.type == "cpu":
-            stored = round(density(t) * t.numel())
-            choice = judged(sites[spec.name], None, table)
-            why = choice.why if choice.layout is None else f"not packed; it would be {choice.layout}"
-        yield PackedRow(spec.name, spec.shape, str(spec.dtype).removeprefix("torch."), stored, None, size, size, why)
+    return PackedReport(tuple(_row(s, store.entry(s).tensor, sites.get(s.name), table) for s in specs))
+
+
+def _row(spec: Spec, t: Tensor, site: Site | None, table: Table | None) -> PackedRow:
+    dtype = str(spec.dtype).removeprefix("torch.")
+    if isinstance(t, PackedWeight):
+        parts, layout = t.layer.parts, t.layer.packed_layout
+        nbytes = sum(p.nbytes for p in parts)
+        return PackedRow(spec.name, spec.shape, dtype, len(parts[1]) - PAD, layout, nbytes, t.nbytes)
+    size = 0 if is_lazy(t) else t.nbytes
+    if site is None or t.device.type != "cpu":
+        return PackedRow(spec.name, spec.shape, dtype, None, None, size, size, spec.skip or f"it is on {t.device}")
+    stored = count_stored(t)
+    choice = judged(site, None, table)
+    why = choice.why if choice.layout is None else f"it is not packed; as {choice.layout} it would be"
+    return PackedRow(spec.name, spec.shape, dtype, stored, None, size, size, why)

@@ -17,7 +17,7 @@ they hold together before it takes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +40,14 @@ class PackedLayer(nn.Module):
     changed among float32, bfloat16 and float16; a move to another device is refused.
 
     Attributes:
+        packed_role: the role of its weight, one of `secateur.stores.roles.ROLES`.
         packed_layout: the layout of the weight.
         packed_shape: output and input features.
         packed_from: the class that the layer had.
         packed_trained: which of its parameters required gradients.
     """
 
+    packed_role: ClassVar[str]
     packed_layout: Layout
     packed_shape: tuple[int, int]
     packed_from: type[nn.Module]
@@ -207,12 +209,16 @@ class PackedLinear(PackedLayer):
         (torch.Size([256, 256]), tensor(256.))
     """
 
+    packed_role = "linear"
+
     def forward(self, input: Tensor) -> Tensor:
         return self._product(input)
 
 
 class PackedConv1D(PackedLayer):
     """A packed ``Conv1D`` of transformers: a linear layer whose weight is ``(in, out)``."""
+
+    packed_role = "linear_transposed"
 
     @staticmethod
     def as_matrix(weight: Tensor) -> Tensor:
@@ -232,6 +238,7 @@ class PackedConv1D(PackedLayer):
 class PackedConv(PackedLayer):
     """A packed convolution whose kernel is a single point: a linear layer over channels, at every place or every n-th."""
 
+    packed_role = "conv"
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
 

@@ -117,10 +117,9 @@ def require_module(model: object, verb: str) -> None:
         raise BadInput(f"{verb} takes an nn.Module and changes it in place; got a {type(model).__name__}.")
 
 
-def density(weight: Tensor) -> float:
-    """The share of a weight's elements whose bits are not those of +0.0."""
-    bits = weight.detach().view({2: torch.int16, 4: torch.int32}[weight.dtype.itemsize])
-    return int(bits.count_nonzero()) / max(1, bits.numel())
+def count_stored(weight: Tensor) -> int:
+    """How many of a weight's elements have other bits than +0.0."""
+    return int(weight.detach().view({2: torch.int16, 4: torch.int32}[weight.dtype.itemsize]).count_nonzero())
 
 
 def judged(site: Site, layout: Layout | None, table: Table | None) -> Choice:
@@ -128,7 +127,7 @@ def judged(site: Site, layout: Layout | None, table: Table | None) -> Choice:
     if layout is not None:
         return Choice(layout, "asked for")
     rows, columns = site.matrix.shape
-    return decide(rows, columns, density(site.weight), site.weight.dtype, table)
+    return decide(rows, columns, count_stored(site.weight) / (rows * columns), site.weight.dtype, table)
 
 
 class _Planned(NamedTuple):

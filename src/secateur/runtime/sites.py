@@ -15,6 +15,7 @@ from secateur.stores import checks, names
 from secateur.stores.memory import MemoryStore
 
 from .layers import PackedConv, PackedConv1D, PackedLayer, PackedLinear
+from .weight import PackedWeight
 
 KINDS: tuple[tuple[tuple[type[nn.Module], ...], type[PackedLayer]], ...] = (
     ((nn.Linear,), PackedLinear),
@@ -22,6 +23,7 @@ KINDS: tuple[tuple[tuple[type[nn.Module], ...], type[PackedLayer]], ...] = (
 )
 """Classes of torch, and what layers of them become; for a ``Conv1D`` of transformers see `_base_of`."""
 
+PACKED = "it is packed already"
 HARMLESS = frozenset(
     "__module__ __qualname__ __doc__ __annotations__ __init__ __constants__ __firstlineno__ __static_attributes__ "
     "__orig_bases__ __parameters__ __dict__ __weakref__ extra_repr __repr__ reset_parameters _version".split()
@@ -108,6 +110,8 @@ def _why_not(entry: checks.Entry, uses: Sequence[Use], read_by: dict[int, str]) 
     spec, t = entry.spec, entry.tensor
     if entry.held_by is not None:
         return checks.of_dtype(entry)
+    if isinstance(t, PackedWeight):
+        return PACKED
     others = [u for u in uses if u.leaf != "weight" or _kind_of(u.module)[0] is PackedLayer]
     if others:
         if len(others) == len(uses):

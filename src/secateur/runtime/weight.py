@@ -30,6 +30,11 @@ class PackedWeight(Tensor):
 
     _layer: PackedLayer
 
+    @property
+    def layer(self) -> PackedLayer:
+        """The packed layer whose weight it is."""
+        return self._layer
+
     @staticmethod
     def __new__(cls, layer: PackedLayer, like: Tensor) -> PackedWeight:
         made: PackedWeight = Tensor._make_wrapper_subclass(
