@@ -20,7 +20,7 @@ from .weight import PackedWeight
 
 
 @dataclass(frozen=True)
-class PackedRow:
+class ModelRow:
     """One weight of a model, or another of its parameters.
 
     Attributes:
@@ -62,17 +62,17 @@ class PackedRow:
 
 
 @dataclass(frozen=True)
-class PackedReport:
+class ModelReport:
     """The parameters of a model, packed or not; ``print`` shows a table.
 
     Attributes:
         rows: one a parameter, sorted by name.
     """
 
-    rows: tuple[PackedRow, ...]
+    rows: tuple[ModelRow, ...]
 
     @property
-    def packed(self) -> tuple[PackedRow, ...]:
+    def packed(self) -> tuple[ModelRow, ...]:
         """The rows of packed weights."""
         return tuple(r for r in self.rows if r.layout is not None)
 
@@ -86,10 +86,10 @@ class PackedReport:
         """Bytes that they take dense."""
         return sum(r.dense_nbytes for r in self.rows)
 
-    def __iter__(self) -> Iterator[PackedRow]:
+    def __iter__(self) -> Iterator[ModelRow]:
         return iter(self.rows)
 
-    def __getitem__(self, name: str) -> PackedRow:
+    def __getitem__(self, name: str) -> ModelRow:
         for r in self.rows:
             if r.name == name:
                 return r
@@ -108,14 +108,14 @@ class PackedReport:
         return "\n".join([*table, total, *(f"dense: {why} ({n})" for why, n in left.most_common())])
 
 
-def _cells(row: PackedRow) -> tuple[str, ...]:
+def _cells(row: ModelRow) -> tuple[str, ...]:
     return (
         row.name, "x".join(map(str, row.shape)), f"{row.sparsity or 0:.2%}", str(row.layout), f"{row.nbytes:,}",
         f"{row.dense_nbytes:,}", f"{row.bits:.3g}",
     )  # fmt: skip
 
 
-def packed_report(model: nn.Module, *, table: Table | None = None) -> PackedReport:
+def packed_report(model: nn.Module, *, table: Table | None = None) -> ModelReport:
     """What of a model is packed, what it takes in memory, and why the rest is dense.
 
     Args:
@@ -143,19 +143,19 @@ def packed_report(model: nn.Module, *, table: Table | None = None) -> PackedRepo
     require_module(model, "packed_report")
     specs, sites = survey(model)
     store = MemoryStore(model)
-    return PackedReport(tuple(_row(s, store.entry(s).tensor, sites.get(s.name), table) for s in specs))
+    return ModelReport(tuple(_row(s, store.entry(s).tensor, sites.get(s.name), table) for s in specs))
 
 
-def _row(spec: Spec, t: Tensor, site: Site | None, table: Table | None) -> PackedRow:
+def _row(spec: Spec, t: Tensor, site: Site | None, table: Table | None) -> ModelRow:
     dtype = str(spec.dtype).removeprefix("torch.")
     if isinstance(t, PackedWeight):
         parts, layout = t.layer.parts, t.layer.packed_layout
         nbytes = sum(p.nbytes for p in parts)
-        return PackedRow(spec.name, spec.shape, dtype, len(parts[1]) - PAD, layout, nbytes, t.nbytes)
+        return ModelRow(spec.name, spec.shape, dtype, len(parts[1]) - PAD, layout, nbytes, t.nbytes)
     size = 0 if is_lazy(t) else t.nbytes
     if site is None or t.device.type != "cpu":
-        return PackedRow(spec.name, spec.shape, dtype, None, None, size, size, spec.skip or f"it is on {t.device}")
+        return ModelRow(spec.name, spec.shape, dtype, None, None, size, size, spec.skip or f"it is on {t.device}")
     stored = count_stored(t)
     choice = judged(site, None, table)
     why = choice.why if choice.layout is None else f"it is not packed; as {choice.layout} it would be"
-    return PackedRow(spec.name, spec.shape, dtype, stored, None, size, size, why)
+    return ModelRow(spec.name, spec.shape, dtype, stored, None, size, size, why)
