@@ -120,8 +120,8 @@ def count_flops(model: nn.Module, example_input: Tensor | tuple[Any, ...] | Mapp
     Raises:
         BadInput: a module with prunable weights (linear, convolution, recurrent, attention, experts) that
             counted 0, since a total without it would be wrong in silence: it never ran on this input, or its
-            operator is not counted. Also weights without values (meta device, lazy modules), or an input of
-            another kind.
+            operator is not counted. Also weights without values (meta device, lazy modules), packed layers, or an
+            input of another kind.
 
     Example:
         >>> import torch, secateur
