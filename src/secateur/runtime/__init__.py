@@ -1,1 +1,1 @@
-"""Pruned models made smaller and faster: packed modules, packed files, exporters, and what they measure."""
+"""Pruned models made smaller and faster: packed files, packed layers, exporters, and what they were measured to do."""
