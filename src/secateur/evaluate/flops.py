@@ -198,7 +198,9 @@ def _refuse_valueless(model: nn.Module) -> None:
             raise BadInput(f"{name!r} is on the meta device: zeros can only be counted in weights that have values.")
     for name, module in model.named_modules():
         if hasattr(type(module), "packed_role"):
-            raise BadInput(f"{name!r} is packed: count the FLOPs of the model before it is, or of secateur.unpack(model).")
+            raise BadInput(
+                f"{name!r} is packed: count the FLOPs of the model before it is, or of secateur.unpack(model)."
+            )
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from secateur.core.layouts import DTYPES, PAD, Layout, Parts, check
+from secateur.core.layouts import DTYPES, PAD, Layout, Parts
+from secateur.core.parts import check
 from secateur.errors import BadInput, BadTensor, NotDefined
 
 from .ops import packed_linear, packed_weight

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from secateur.core.layouts import LAYOUTS, MOST_COLUMNS, Layout, arrange
+from secateur.core.lay_out import arranged
+from secateur.core.layouts import LAYOUTS, MOST_COLUMNS, Layout
 from secateur.errors import BadInput, BadTensor, NotDefined, NothingChosen, SecateurWarning
 from secateur.stores.base import filtered
 
@@ -76,7 +77,7 @@ def pack(
     try:
         while planned:  # a site holds its dense weight, so that none outlives its packing by more than one layer
             site, chosen = planned.pop(0)
-            parts = arrange(site.matrix, chosen)
+            parts = arranged(site.matrix, chosen)
             done.extend(become(layer, site.kind, parts, chosen) for layer in site.layers)
     except BaseException:
         _unpack(done)
