@@ -70,8 +70,7 @@ def pack(
         Linear(in_features=256, out_features=512, bias=True)
     """
     require_module(model, "pack")
-    if layout not in (None, *LAYOUTS):
-        raise BadInput(f"layout={layout!r}: give one of {', '.join(LAYOUTS)}, or nothing for what the table says.")
+    check_layout(layout)
     planned = _planned(model, include, ignore, layout, table)
     done: list[PackedLayer] = []
     try:
@@ -116,6 +115,12 @@ def require_module(model: object, verb: str) -> None:
     """Raises `BadInput` for what is no module."""
     if not isinstance(model, nn.Module):
         raise BadInput(f"{verb} takes an nn.Module and changes it in place; got a {type(model).__name__}.")
+
+
+def check_layout(layout: object) -> None:
+    """Raises `BadInput` for what is no layout, nor ``None``."""
+    if layout not in (None, *LAYOUTS):
+        raise BadInput(f"layout={layout!r}: give one of {', '.join(LAYOUTS)}, or nothing for what the table says.")
 
 
 def count_stored(weight: Tensor) -> int:
