@@ -15,6 +15,7 @@ from secateur.errors import BadInput, BadTensor, NotDefined, NothingChosen, Seca
 from secateur.stores.base import filtered
 
 from .layers import PackedLayer, become, give_back
+from .mapped import Mappings, copy_out
 from .sites import Site, survey
 from .table import Choice, Table, decide
 
@@ -73,6 +74,8 @@ def pack(
     check_layout(layout)
     planned = _planned(model, include, ignore, layout, table)
     done: list[PackedLayer] = []
+    mappings = Mappings()
+    files = {file for one in planned if (file := mappings.file(one.site.weight)) is not None}
     try:
         while planned:  # a site holds its dense weight, so that none outlives its packing by more than one layer
             site, chosen = planned.pop(0)
@@ -81,6 +84,7 @@ def pack(
     except BaseException:
         _unpack(done)
         raise
+    copy_out(model, files)
     return model
 
 
