@@ -49,6 +49,11 @@ def constant(value: float) -> Ratio:
     return lambda *point: value
 
 
+def noisy(draw: random.Random) -> Ratio:
+    about = draw.uniform(0.9, 1.2)
+    return lambda *point: about * draw.uniform(0.9, 2.0)
+
+
 BOTH = (kernel, expand)
 
 
@@ -118,7 +123,7 @@ def test_what_is_chosen_is_nowhere_slow(asked: tuple[int, int, float]) -> None:
     """Over tables of many shapes: the route for any number of rows keeps the promise, or the matrix stays dense."""
     draw, chosen = random.Random(1), 0
     for _ in range(100):
-        drawn: list[Ratio] = [lambda *p, b=draw.uniform(0.9, 1.2): b * draw.uniform(0.9, 2.0) for _ in range(4)]
+        drawn = [noisy(draw) for _ in range(4)]
         table = table_of((drawn[0], drawn[1]), (drawn[2], drawn[3]))
         layout = choose(*asked, F32, table)
         if layout is None:
@@ -203,11 +208,23 @@ def test_a_file_that_the_environment_names(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "table.json"
     path.write_text(table_of(BOTH).to_json(), encoding="utf-8")
     monkeypatch.setenv("SECATEUR_TABLE", str(path))
+    tables._found.cache_clear()
     assert choose(1024, 4096, 0.1, F32) == "bitmask"
     assert route("bitmask", 128, 0.1, 1024, 4096, F32) == "expand"
     monkeypatch.setenv("SECATEUR_TABLE", str(tmp_path / "none.json"))
+    assert choose(1024, 4096, 0.1, F32) == "bitmask"  # it is read once
+    tables._found.cache_clear()
     with pytest.raises(BadInput, match=r"none\.json cannot be read"):
         choose(1024, 4096, 0.1, F32)
+    monkeypatch.undo()
+    tables._found.cache_clear()
+
+
+def test_a_table_for_a_while() -> None:
+    before = tables.active()
+    with tables.using(table_of(BOTH)) as _, tables.using(table_of((constant(3.0), constant(1.0)))):
+        assert route("bitmask", 512, 0.1, 1024, 4096, F32) == "kernel"
+    assert tables.active() is before
 
 
 def test_the_kind_of_processor() -> None:

@@ -18,7 +18,8 @@ import json
 import math
 import os
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from itertools import pairwise, product
@@ -213,11 +214,14 @@ def route(
         >>> route("csr", 1, 0.05, 4096, 4096, torch.float64)   # of which there is no table
         'kernel'
     """
-    return _route((table or active()).grid(dtype), layout, rows, density, out_features, in_features)
+    return _route(table or active(), dtype, _kernels(), layout, rows, density, out_features, in_features)
 
 
 @lru_cache(maxsize=8192)
-def _route(grid: Grid | None, layout: Layout, rows: int, density: float, out: int, columns: int) -> Route:
+def _route(
+    table: Table, dtype: torch.dtype, kernels: str, layout: Layout, rows: int, density: float, out: int, columns: int
+) -> Route:
+    grid = table.grid(dtype)
     if grid is not None and layout in grid.ratios:
         ratio, better = grid.best(layout, out, columns, density, rows)
         if ratio:
@@ -231,8 +235,11 @@ def key(dtype: torch.dtype) -> str:
     ``base``, ``avx2`` or ``avx512``, as `secateur.native.isa` says, ``none`` without kernels; for bfloat16 and float16 also
     ``+amx``, ``+bf16`` or ``+fp16`` where torch has such instructions.
     """
-    kernels = native.isa() if native.available() else "none"
-    return kernels + _dense(dtype)
+    return _kernels() + _dense(dtype)
+
+
+def _kernels() -> str:
+    return native.isa() if native.available() else "none"
 
 
 @cache
@@ -244,15 +251,28 @@ def _dense(dtype: torch.dtype) -> str:
     return "+amx" if has.get(f"amx_{short}") else f"+{short}" if has.get(f"avx512_{short}") else ""
 
 
+_used: list[Table] = []
+
+
 def active() -> Table:
-    """The table in use: the file that ``SECATEUR_TABLE`` names, else the one that came with the package."""
-    path = os.environ.get("SECATEUR_TABLE")
-    return _read_once(path) if path else packaged()
+    """The table in use: that of `using`, else the file that ``SECATEUR_TABLE`` names, else what came with the package."""
+    return _used[-1] if _used else _found()
+
+
+@contextmanager
+def using(table: Table) -> Iterator[None]:
+    """Inside, this table is in use, in all threads."""
+    _used.append(table)
+    try:
+        yield
+    finally:
+        _used.pop()
 
 
 @cache
-def _read_once(path: str) -> Table:
-    return Table.read(path)
+def _found() -> Table:
+    path = os.environ.get("SECATEUR_TABLE")  # read once, as SECATEUR_ISA is
+    return Table.read(path) if path else packaged()
 
 
 @cache
