@@ -34,6 +34,13 @@ from secateur.errors import BadInput
 
 Route = Literal["kernel", "expand"]
 ROUTES: tuple[Route, ...] = ("kernel", "expand")
+
+
+def named(dtype: torch.dtype) -> str:
+    """``"float32"`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
 LEAST = 0.97
 """A layout that is slower than this share of dense at some number of rows is not used."""
 WORTH = 1.05
@@ -41,7 +48,7 @@ WORTH = 1.05
 MATTER = (1, 16, 128)
 """Rows by whose ratios layouts are compared: a token at a time, a small batch, a sentence."""
 VERSION = 1
-NAMES = {str(d).removeprefix("torch."): d for d in DTYPES}
+NAMES = {named(d): d for d in DTYPES}
 MOST_STEPS, MOST_RATIO, MOST_BYTES, LARGEST = 64, 1e4, 8 << 20, 1 << 40
 EXPAND_FROM = 256
 """Rows from which a matrix is expanded where no table says so."""
@@ -102,7 +109,7 @@ class Table:
 
     def grid(self, dtype: torch.dtype) -> Grid | None:
         """The grid of a dtype for the processor and the kernels in use, or ``None``."""
-        wanted = str(dtype).removeprefix("torch."), key(dtype)
+        wanted = named(dtype), key(dtype)
         return next((g for g in self.grids if (g.dtype, g.key) == wanted), None)
 
     def to_json(self) -> str:
@@ -175,7 +182,7 @@ def decide(
     """What `choose` gives, and a sentence that says why."""
     grid = (table or active()).grid(dtype)
     if grid is None:
-        return Choice(None, f"nothing was measured for {_name(dtype)} on {key(dtype)}; `secateur tune` does")
+        return Choice(None, f"nothing was measured for {named(dtype)} on {key(dtype)}; `secateur tune` does")
     if outside := _outside(grid, out_features, in_features, density):
         return Choice(None, outside)
     shape = out_features, in_features, density
@@ -296,10 +303,6 @@ def _outside(grid: Grid, out: int, columns: int, density: float) -> str:
     if density > grid.densities[-1]:
         return f"{density:.1%} of it is not zero; gains were looked for up to {grid.densities[-1]:.0%}"
     return ""
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _rows(n: int) -> str:

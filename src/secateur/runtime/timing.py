@@ -6,11 +6,14 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,13 @@ class Ratio:
 
 
 def take_turns(
-    candidates: Mapping[str, Callable[[], object]], turns: int, before: Callable[[], object] | None = None
-) -> dict[str, Timing]:
+    candidates: Mapping[Name, Callable[[], object]], turns: int, before: Callable[[], object] | None = None
+) -> dict[Name, Timing]:
     """Times every candidate once in each turn, ``before`` each run doing what is not timed.
 
     A first turn that is not counted warms up threads, caches and lazily imported code.
     """
-    found: dict[str, list[float]] = {name: [] for name in candidates}
+    found: dict[Name, list[float]] = {name: [] for name in candidates}
     for turn in range(turns + 1):
         for name, run in candidates.items():
             if before is not None:
