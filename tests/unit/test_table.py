@@ -14,47 +14,27 @@ import torch
 
 from secateur.errors import BadInput
 from secateur.runtime import table as tables
-from secateur.runtime.table import LEAST, Grid, Route, Table, choose, decide, key, packaged, route
+from secateur.runtime.table import LEAST, Route, Table, choose, decide, key, packaged, route
+from tests.unit.tables_of import (
+    BOTH,
+    COLUMNS,
+    DENSITIES,
+    OUT,
+    ROWS,
+    Ratio,
+    constant,
+    expand,
+    grid_of,
+    kernel,
+    table_of,
+)
 
 F32 = torch.float32
-OUT, COLUMNS, DENSITIES, ROWS = (128, 1024), (128, 4096), (0.05, 0.1, 0.5), (1, 16, 128, 512)
-Ratio = Callable[[int, int, float, int], float]
-
-
-def flat(ratio: Ratio) -> tuple[float, ...]:
-    return tuple(ratio(*point) for point in product(OUT, COLUMNS, DENSITIES, ROWS))
-
-
-def grid_of(bitmask: tuple[Ratio, Ratio], csr: tuple[Ratio, Ratio] | None = None, dtype: str = "float32") -> Grid:
-    """A grid of what the kernel and the expanded route of each layout reach."""
-    given = {"bitmask": bitmask} | ({"csr": csr} if csr else {})
-    ratios = {layout: {"kernel": flat(k), "expand": flat(e)} for layout, (k, e) in given.items()}
-    return Grid(dtype, key(getattr(torch, dtype)), "a test", OUT, COLUMNS, DENSITIES, ROWS, ratios)
-
-
-def table_of(*layouts: tuple[Ratio, Ratio]) -> Table:
-    return Table((grid_of(*layouts),))
-
-
-def kernel(out: int, columns: int, density: float, rows: int) -> float:
-    """Good at few rows, the better the sparser; bad at many."""
-    return {1: 0.3 / density, 16: 0.2 / density, 128: 0.5, 512: 0.2}[rows]
-
-
-def expand(out: int, columns: int, density: float, rows: int) -> float:
-    return {1: 0.1, 16: 0.98, 128: 0.99, 512: 1.0}[rows]
-
-
-def constant(value: float) -> Ratio:
-    return lambda *point: value
 
 
 def noisy(draw: random.Random) -> Ratio:
     about = draw.uniform(0.9, 1.2)
     return lambda *point: about * draw.uniform(0.9, 2.0)
-
-
-BOTH = (kernel, expand)
 
 
 # ------------------------------------------------------------------------------------------ reading between what was measured

@@ -27,6 +27,7 @@ def bench_command(
     rows: Annotated[str, typer.Option(help="Numbers of rows of the activations.")] = "1,16,128",
     threads: Threads = None,
     table: Annotated[Path | None, typer.Option(help="A table of secateur tune.")] = None,
+    memory: Annotated[bool, typer.Option(help="Measure the memory that it takes, in a process of its own.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """Measure bytes, memory and speed of its linear layers, packed and dense, on this machine."""
@@ -36,7 +37,7 @@ def bench_command(
 
     read = None if table is None else Table.read(table)
     with _with_threads(threads), counted() as told:
-        found = bench(path, rows=_numbers(rows), table=read, progress=told)
+        found = bench(path, rows=_numbers(rows), table=read, memory=memory, progress=told)
     show(found.to_json() if json else list(renderables(found)))
 
 

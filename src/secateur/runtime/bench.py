@@ -87,7 +87,7 @@ class Bench:
         file_bytes: on disk, or ``None``.
         layers: one for each matrix.
         totals: one for each number of rows.
-        memory: of a process that holds the tensors, measured in processes of their own; ``None`` for a model.
+        memory: of a process that holds the tensors, measured in a process of its own; ``None`` where it was not.
     """
 
     target: str
@@ -145,6 +145,7 @@ def bench(
     rows: Sequence[int] = ROWS,
     turns: int = 9,
     table: Table | None = None,
+    memory: bool = True,
     progress: Progress | None = None,
 ) -> Bench:
     """Measures what packing does for the linear layers of a target, on this machine and with torch's threads as they are set.
@@ -154,6 +155,7 @@ def bench(
         rows: numbers of rows of the activations.
         turns: how often each product is timed, 3 at least.
         table: what says which layers are packed; by default the one that `secateur.runtime.table.active` gives.
+        memory: whether to measure, in a process of its own, the memory that a checkpoint takes.
         progress: called with the layers that are done, of how many, and the next one's name.
 
     Raises:
@@ -174,7 +176,7 @@ def bench(
     return Bench(
         str(target) if path else type(target).__name__, machine(), cache_bytes(), file_bytes(target),
         tuple(_layer(m) for m in laid), tuple(_total(laid, n) for n in rows),
-        resident(str(target), {m.matrix.name: m.layout for m in laid}) if path else None,
+        resident(str(target), {m.matrix.name: m.layout for m in laid}) if path and memory else None,
     )  # fmt: skip
 
 

@@ -31,8 +31,8 @@ EXPAND_FROM = 16
 """Rows below which expanding is hopeless, and not measured."""
 HOPELESS = 0.5
 """A kernel below this at `WARM_FROM` rows or more is not measured at more."""
-MOST_COPIES = 1 << 30
-"""Bytes of copies, at most, whatever the cache."""
+MOST_BYTES, MOST_COPIES = 1 << 30, 1024
+"""Of copies of a matrix, at most, whatever the cache."""
 ENOUGH = 1 << 20
 """Weights that are read in one timing, at least."""
 LONG = 0.5
@@ -122,7 +122,7 @@ class Subject:
         cache, columns = cache_bytes(), weight.shape[1]
         self.fits = weight.nbytes <= cache // 2
         self.repeats = min(64, max(1, ENOUGH // weight.numel()))
-        count = 1 + min(-(-cache * 5 // 4 // weight.nbytes), MOST_COPIES // weight.nbytes)
+        count = 1 + min(-(-cache * 5 // 4 // weight.nbytes), MOST_BYTES // weight.nbytes, MOST_COPIES)
         laid = {layout: arrange(weight, layout) for layout in LAYOUTS}
         self.dense: list[Run] = []
         self.packed: dict[Name, list[Run]] = {(la, r): [] for la in LAYOUTS for r in ROUTES}
