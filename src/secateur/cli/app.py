@@ -20,9 +20,10 @@ from secateur.report.compare_text import renderables as comparison_renderables
 from secateur.report.tables import plan_renderables, renderables
 from secateur.report.words import printable
 
+from .measuring import bench_command, tune_command
 from .pairs import caps_of, pairs_of
 from .pickled import loaded, save_over
-from .progress import watched
+from .progress import show, watched
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 an unexpected error; 2 the command cannot be read; 3 refused before anything was touched (bad input,
@@ -102,7 +103,7 @@ def inspect_command(
     target = loaded(path, allow_pickle)
     with watched(f"counting zeros in {path.name}"):
         report = secateur.inspect(target, include=include, ignore=ignore, roles=pairs_of(roles, "--roles") or None)
-    _show(report.to_json() if json else list(renderables(report)))
+    show(report.to_json() if json else list(renderables(report)))
 
 
 @app.command("prune", epilog=EXIT_CODES)
@@ -164,9 +165,9 @@ def prune_command(
             assert out is not None
             report = save_over(target, out, overwrite, lambda: secateur.prune(target, sparsity, **wanted))
     if dry_run:
-        _show(plan.to_json() if json else list(plan_renderables(plan)))
+        show(plan.to_json() if json else list(plan_renderables(plan)))
     else:
-        _show(report.to_json() if json else list(renderables(report)))
+        show(report.to_json() if json else list(renderables(report)))
 
 
 def _prune_with_data(
@@ -180,7 +181,7 @@ def _prune_with_data(
     batches = language.token_batches(src, texts, data["samples"], data["length"], data["seed"])
     more = {"solver": data["solver"], "out": out, "overwrite": overwrite}
     report = language.pruned(src, batches, sparsity, told, **wanted, **more)
-    _show(report.to_json() if json else list(told.renderables(report)))
+    show(report.to_json() if json else list(told.renderables(report)))
 
 
 @app.command("run", epilog=EXIT_CODES)
@@ -202,11 +203,11 @@ def run_command(
 
     asked = recipes.prepared(recipe, settings or [], _form(quick, full), resume or dry_run)
     if dry_run:
-        _show(asked.model_dump_json(indent=2))
+        show(asked.model_dump_json(indent=2))
         return
     cells = recipes.run_shown(asked, engine, jobs)
     place = Path(asked.folder).resolve() / "report.html"
-    _show(to_json(cells) if json else [recipes.table(asked, cells), f"The report: {place}"])
+    show(to_json(cells) if json else [recipes.table(asked, cells), f"The report: {place}"])
 
 
 @app.command("sensitivity", epilog=EXIT_CODES)
@@ -257,7 +258,7 @@ def sensitivity_command(
     }  # fmt: skip
     found = sensitivity.scanned(asked, sensitivity.numbers(sparsities), more)
     made, place = (None, None) if allocate is None else sensitivity.allocated(found, allocate, budget)
-    _show(found.scan.to_json() if json else sensitivity.shown(found, made, place))
+    show(found.scan.to_json() if json else sensitivity.shown(found, made, place))
 
 
 @app.command("compare", epilog=EXIT_CODES)
@@ -283,7 +284,7 @@ def compare_command(
     asked = recipes.prepared(recipe, chosen, _form(quick, full), resume or found)
     comparison = recipes.compared(asked, found, engine, jobs)
     place = Path(asked.folder).resolve() / "compare.html"
-    _show(comparison.to_json() if json else [*comparison_renderables(comparison), f"The report: {place}"])
+    show(comparison.to_json() if json else [*comparison_renderables(comparison), f"The report: {place}"])
 
 
 @app.command("import-recipe", epilog=EXIT_CODES)
@@ -304,20 +305,15 @@ def import_recipe_command(
         typer.echo(printable(note), err=True)
 
 
+app.command("bench", epilog=EXIT_CODES)(bench_command)
+app.command("tune", epilog=EXIT_CODES)(tune_command)
+
+
 def _form(quick: bool, full: bool) -> str | None:
     """The form of a recipe that was asked for."""
     if quick and full:
         raise typer.BadParameter("say --quick or --full, one of the two.")
     return "quick" if quick else "full" if full else None
-
-
-def _show(what: str | list[Any]) -> None:
-    if isinstance(what, str):
-        typer.echo(what)
-        return
-    console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False, width=None if sys.stdout.isatty() else 140)
-    for part in what:
-        console.print(part)
 
 
 def _refuse(message: str, code: int) -> NoReturn:
