@@ -10,16 +10,19 @@ call: the kernels themselves look at ``requires_grad``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from secateur.core.layouts import DTYPES, LAYOUTS, Layout, Parts, restore
+from secateur.core.expand import expanded
+from secateur.core.layouts import DTYPES, LAYOUTS, PAD, restore
 from secateur.core.products import product
 from secateur.errors import BadInput, NotDefined
+
+from .table import named, route
 
 INFERENCE_ONLY = (
     "Packed layers are for inference and have no gradients. Run the model under torch.inference_mode() or torch.no_grad(); to "
@@ -34,71 +37,83 @@ _LIBRARY.define(
 _LIBRARY.define("packed_weight(Tensor[] parts, str layout, int columns) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 
 
-def _linear(x: Tensor, parts: list[Tensor], bias: Tensor | None, layout: str, columns: int) -> Tensor:
+def _linear(x: Tensor, parts: Any, bias: Tensor | None, layout: Any, columns: int) -> Tensor:
     """``x @ weight.T + bias`` along the last dim of ``x``."""
-    rows = _check(x, parts, bias, layout, columns)
-    flat = x.reshape(-1, columns).contiguous()
-    return product(flat, cast(Parts, tuple(parts)), cast(Layout, layout), columns, bias).view(*x.shape[:-1], rows)
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        _refuse_gradients(x, bias)
+    where, values, starts = parts
+    shape, rows, count = x.shape, starts.shape[0] - 1, values.shape[0]
+    if x.dtype is not values.dtype or not shape or shape[-1] != columns:
+        _refuse_input(x, values, columns)
+    if where.shape != ((count,) if layout == "csr" else (rows, (columns + 63) // 64 * 8)):
+        _refuse_parts(parts, layout, columns)
+    if bias is not None and (bias.dtype is not values.dtype or bias.shape != (rows,)):
+        _refuse_bias(bias, values, rows)
+    flat = x if len(shape) == 2 else x.reshape(-1, columns)
+    way = route(layout, flat.shape[0], (count - PAD) / max(1, rows * columns), rows, columns, x.dtype)
+    out = (product if way == "kernel" else expanded)(flat.contiguous(), (where, values, starts), layout, columns, bias)
+    return out if len(shape) == 2 else out.view(*shape[:-1], rows)
 
 
 def _linear_shape(x: Tensor, parts: list[Tensor], bias: Tensor | None, layout: str, columns: int) -> Tensor:
-    rows = _check(x, parts, bias, layout, columns)
-    return x.new_empty((*x.shape[:-1], rows))
-
-
-def _check(x: Tensor, parts: list[Tensor], bias: Tensor | None, layout: str, columns: int) -> int:
-    """Refuses what does not go together, by what costs nothing to look at; the number of rows of the weight."""
-    asked = x.requires_grad or (bias is not None and bias.requires_grad)
-    if (asked and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
-        raise NotDefined(INFERENCE_ONLY)
-    rows = _check_parts(parts, layout, columns)
-    values = parts[1]
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        _refuse_gradients(x, bias)
+    _, values, starts = parts
     if x.device != values.device:
         raise BadInput(
             f"the packed weight is on {values.device}, and the input on {x.device}: packed layers run on the CPU."
         )
-    if x.dtype != values.dtype:
-        raise BadInput(
-            f"the packed weight is {_named(values.dtype)}, and the input {_named(x.dtype)} of shape {tuple(x.shape)}: convert "
-            f"one of them, input.to({values.dtype}) or model.to({x.dtype})."
-        )
-    if x.dim() == 0 or x.shape[-1] != columns:
-        raise BadInput(f"the packed weight takes {columns} features in the last dim; the input is {tuple(x.shape)}.")
-    if bias is not None and (bias.shape != (rows,) or bias.dtype != values.dtype):
-        raise BadInput(
-            f"the packed weight has {rows} rows of {_named(values.dtype)}; the bias is {tuple(bias.shape)} of "
-            f"{_named(bias.dtype)}."
-        )
-    return rows
+    if x.dtype != values.dtype or x.dim() == 0 or x.shape[-1] != columns:
+        _refuse_input(x, values, columns)
+    return x.new_empty((*x.shape[:-1], starts.shape[0] - 1))
 
 
-def _check_parts(parts: list[Tensor], layout: str, columns: int) -> int:
-    if layout not in LAYOUTS or len(parts) != 3:
-        raise BadInput(
-            f"a packed weight is three tensors, in layout {' or '.join(LAYOUTS)}; got {len(parts)}, {layout!r}."
-        )
+def _weight(parts: Any, layout: Any, columns: int) -> Tensor:
+    """The weight ``(out, in)`` itself."""
     where, values, starts = parts
     rows = starts.shape[0] - 1
-    wrong = where.shape != (rows, -(-columns // 64) * 8) if layout == "bitmask" else where.shape != values.shape
-    if wrong:
-        raise BadInput(
-            f"parts of shapes {[tuple(p.shape) for p in parts]} are no {layout} of {columns} columns: see secateur.core.layouts."
-        )
-    return rows
-
-
-def _named(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _weight(parts: list[Tensor], layout: str, columns: int) -> Tensor:
-    """The weight ``(out, in)`` itself."""
-    _check_parts(parts, layout, columns)
-    return restore(cast(Parts, tuple(parts)), cast(Layout, layout), columns)
+    if where.shape != (values.shape if layout == "csr" else (rows, (columns + 63) // 64 * 8)):
+        _refuse_parts(parts, layout, columns)
+    return restore((where, values, starts), layout, columns)
 
 
 def _weight_shape(parts: list[Tensor], layout: str, columns: int) -> Tensor:
-    return parts[1].new_empty((_check_parts(parts, layout, columns), columns))
+    return parts[1].new_empty((parts[2].shape[0] - 1, columns))
+
+
+def _refuse_gradients(x: Tensor, bias: Tensor | None) -> None:
+    asked = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    if asked or forward_ad._current_level >= 0:
+        raise NotDefined(INFERENCE_ONLY)
+
+
+def _refuse_input(x: Tensor, values: Tensor, columns: int) -> NoReturn:
+    if x.dtype != values.dtype:
+        raise BadInput(
+            f"the packed weight is {named(values.dtype)}, and the input {named(x.dtype)} of shape {tuple(x.shape)}: convert "
+            f"one of them, input.to({values.dtype}) or model.to({x.dtype})."
+        )
+    raise BadInput(f"the packed weight takes {columns} features in the last dim; the input is {tuple(x.shape)}.")
+
+
+def _refuse_parts(parts: Sequence[Tensor], layout: object, columns: int) -> NoReturn:
+    shapes = ", ".join(str(tuple(p.shape)) for p in parts)
+    raise BadInput(
+        f"parts of shapes {shapes} are no {layout} of {columns} columns; layouts are {' and '.join(LAYOUTS)}: see "
+        "secateur.core.layouts."
+    )
+
+
+def _refuse_bias(bias: Tensor, values: Tensor, rows: int) -> NoReturn:
+    raise BadInput(
+        f"the packed weight has {rows} rows of {named(values.dtype)}; the bias is {tuple(bias.shape)} of {named(bias.dtype)}."
+    )
+
+
+def _elsewhere(*args: Any) -> NoReturn:
+    raise BadInput(
+        "packed layers run on the CPU, and the input or the packed weight is elsewhere: move it with .cpu()."
+    )
 
 
 def _transformed(*args: Any) -> NoReturn:
@@ -121,6 +136,7 @@ def _nested(x: Tensor, parts: list[Tensor], bias: Tensor | None, layout: str, co
 def _register(name: str, kernel: Callable[..., Tensor], shape: Callable[..., Tensor]) -> Callable[..., Tensor]:
     _LIBRARY.impl(name, kernel, "CPU")
     _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    _LIBRARY.impl(name, _elsewhere, "CompositeExplicitAutograd")
     # Below this key a transform's tensors are plain ones, and its gradients would be zero without a word.
     _LIBRARY.impl(name, _transformed, "FuncTorchDynamicLayerFrontMode")
     torch.library.register_fake(f"secateur::{name}", shape, lib=_LIBRARY)

@@ -159,7 +159,9 @@ def _of_layer(layer: nn.Module, weight: Tensor) -> str | None:
     if "bias" not in layer._parameters:
         return "its bias is no plain parameter: make it one first"
     bias = layer._parameters["bias"]
-    here = bias is None or weight.is_meta or bias.device == weight.device  # values of a weight on meta are still to come
+    here = (
+        bias is None or weight.is_meta or bias.device == weight.device
+    )  # values of a weight on meta are still to come
     if not here or (bias is not None and (type(bias) not in checks.PLAIN or bias.dtype != weight.dtype)):
         return "its bias has another type, dtype or device than its weight"
     if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
