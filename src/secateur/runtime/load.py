@@ -165,9 +165,10 @@ def _fill(
         module._buffers[leaf] = value
     for slot, value in dense:
         slot.fill(value)
+    biases: dict[nn.Parameter, nn.Parameter] = {}
     for site, parts, chosen in packed:
         for layer in site.layers:
-            become(layer, site.kind, parts, chosen)
+            become(layer, site.kind, parts, chosen, biases)
     return model
 
 

@@ -74,13 +74,14 @@ def pack(
     check_layout(layout)
     planned = _planned(model, include, ignore, layout, table)
     done: list[PackedLayer] = []
+    biases: dict[nn.Parameter, nn.Parameter] = {}
     mappings = Mappings()
     files = {file for one in planned if (file := mappings.file(one.site.weight)) is not None}
     try:
         while planned:  # a site holds its dense weight, so that none outlives its packing by more than one layer
             site, chosen = planned.pop(0)
             parts = arranged(site.matrix, chosen)
-            done.extend(become(layer, site.kind, parts, chosen) for layer in site.layers)
+            done.extend(become(layer, site.kind, parts, chosen, biases) for layer in site.layers)
     except BaseException:
         _unpack(done)
         raise
@@ -187,12 +188,12 @@ def _unpack(layers: Sequence[PackedLayer]) -> None:
     sharing: dict[int, list[PackedLayer]] = {}
     for layer in layers:
         sharing.setdefault(id(layer.parts[1]), []).append(layer)
-    biases: dict[object, nn.Parameter] = {}
+    biases: dict[nn.Parameter, nn.Parameter] = {}
     for group in sharing.values():
         weight = nn.Parameter(group[0].dense(), "weight" in group[0].packed_trained)
         for layer in group:
             bias = layer._parameters["bias"]
             if bias is not None:
                 fresh = nn.Parameter(bias.detach(), "bias" in layer.packed_trained)
-                bias = biases.setdefault((bias.data_ptr(), bias.shape, bias.dtype), fresh)
+                bias = biases.setdefault(bias, fresh)
             give_back(layer, weight, bias)
