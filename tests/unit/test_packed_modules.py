@@ -40,7 +40,7 @@ def packed(layout: Layout = "csr") -> nn.Module:
 def test_it_is_in_place_and_comes_back() -> None:
     model = net()
     before, modules, keys = state(model), [id(m) for m in model.modules()], list(model.state_dict())
-    model[0].bias.requires_grad_(False)
+    model[0].weight.requires_grad_(False)
     model[3].eval()
     want = out(model)
     assert pack(model, layout="bitmask") is model
@@ -54,11 +54,11 @@ def test_it_is_in_place_and_comes_back() -> None:
     assert [type(m) for m in model] == [nn.Linear, nn.ReLU, nn.LayerNorm, nn.Linear]
     assert state(model) == before
     assert list(model.state_dict()) == keys
-    assert [p.requires_grad for p in model.parameters()] == [True, False, True, True, True]
+    assert [p.requires_grad for p in model.parameters()] == [False, True, True, True, True]
     assert [m.training for m in model] == [True, True, True, False]
     assert not [a for m in model.modules() for a in vars(m) if "packed" in a]
     model(X).sum().backward()
-    assert model[0].weight.grad is not None
+    assert model[3].weight.grad is not None
     assert state(unpack(model)) == before
 
 
