@@ -14,7 +14,7 @@ from secateur.core.layouts import Layout
 from secateur.runtime.layers import PackedLayer
 from secateur.runtime.modules import pack, unpack
 from tests.contract.nets import bits
-from tests.unit.packing import DTYPES, LAYOUTS, near, sparse_
+from tests.unit.packed_nets import DTYPES, LAYOUTS, near, sparse_
 
 transformers = pytest.importorskip("transformers")
 

@@ -18,7 +18,7 @@ from secateur.runtime.inventory import packed_report
 from secateur.runtime.layers import PackedLayer, PackedLinear
 from secateur.runtime.modules import pack, unpack
 from tests.contract.nets import outside
-from tests.unit.packing import net, sparse_, state
+from tests.unit.packed_nets import net, sparse_, state
 
 X = torch.randn(2, 96)
 

@@ -20,7 +20,7 @@ from secateur.runtime.layers import PackedLayer
 from secateur.runtime.load import from_packed, load_packed
 from secateur.runtime.modules import pack, unpack
 from secateur.runtime.unfilled import unfilled
-from tests.unit.packing import LAYOUTS, net, sparse_, state
+from tests.unit.packed_nets import LAYOUTS, net, sparse_, state
 from tests.unit.test_packed_modules import Tied
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)

@@ -17,7 +17,7 @@ from secateur.runtime.inventory import packed_report
 from secateur.runtime.layers import PackedLayer
 from secateur.runtime.load import from_packed, load_packed
 from secateur.runtime.modules import pack, unpack
-from tests.unit.packing import LAYOUTS, sparse_, state
+from tests.unit.packed_nets import LAYOUTS, sparse_, state
 
 transformers = pytest.importorskip("transformers")
 layouts = pytest.mark.parametrize("layout", LAYOUTS)

@@ -21,7 +21,7 @@ from secateur.errors import SecateurWarning
 from secateur.runtime.inventory import packed_report
 from secateur.runtime.layers import PackedLayer, PackedLinear
 from secateur.runtime.modules import pack, unpack
-from tests.unit.packing import LAYOUTS, bits, net, sparse_, state
+from tests.unit.packed_nets import LAYOUTS, bits, net, sparse_, state
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 X = torch.randn(4, 96, generator=torch.Generator().manual_seed(2))
