@@ -22,7 +22,7 @@ from tests.unit.hub import state
 with_zstd = pytest.mark.skipif(importlib.util.find_spec("zstandard") is None, reason="zstandard is not installed")
 codecs = pytest.mark.parametrize("codec", [None, pytest.param("zstd", marks=with_zstd)])
 
-Change = Callable[[dict[str, Tensor], dict[str, Any]], None]
+Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
 """Changes the tensors of a file, or the JSON that describes them."""
 
 

@@ -123,6 +123,12 @@ def test_a_tensor_whose_parts_would_have_the_name_of_another_stays_plain(tmp_pat
     assert bits_of(load_file(tmp_path / "b.safetensors")) == bits_of(weights)
 
 
+def test_it_stays_plain_for_a_name_in_another_shard_too(tmp_path: Path) -> None:
+    weights = {"x": torch.zeros(32, 32), "x.bits": torch.zeros(32, 32)}
+    save_packed(hub_folder(tmp_path / "in", weights), tmp_path / "p")
+    assert {n: p.encoding for n, p in PackedSource(tmp_path / "p")} == {"x": "dense", "x.bits": "bitmask"}
+
+
 def test_dtypes_that_torch_does_not_know_are_carried(tmp_path: Path) -> None:
     header = {
         "q": {"dtype": "F4", "shape": [8], "data_offsets": [0, 4]},
