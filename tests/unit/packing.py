@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import secateur
+from secateur.core.packed import Encoding
 from secateur.runtime.files import save_packed
 from secateur.stores.safetensors_file import PACKED
 from tests.unit.hub import state
@@ -40,7 +41,7 @@ def pruned() -> dict[str, Tensor]:
     return {**state(), "fft": torch.randn(2, 2, generator=g, dtype=torch.complex64), **more}
 
 
-ENCODED = {
+ENCODED: dict[str, Encoding] = {
     "mask.weight": "bitmask", "lean.weight": "csr-u16", "pairs.weight": "2:4", "kernel.weight": "bitmask",
     "none.weight": "bitmask",
 }  # fmt: skip
