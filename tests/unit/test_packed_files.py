@@ -100,6 +100,17 @@ def test_tensors_are_read_one_at_a_time(tmp_path: Path, codec: str | None) -> No
     assert source.metadata == {"p.safetensors": {"format": "pt"}}
 
 
+@codecs
+def test_the_default_device_does_not_matter(tmp_path: Path, codec: str | None) -> None:
+    """As in a loader that makes a model without values first."""
+    source, path = one_file(tmp_path, pruned()), tmp_path / "p.safetensors"
+    with torch.device("meta"):
+        save_packed(source, path, codec=codec)
+        found = {name: decode(packed) for name, packed in PackedSource(path)}
+        unpack_file(path, tmp_path / "b.safetensors")
+    assert bits_of(found) == bits_of(pruned())
+
+
 def test_what_gains_less_than_its_name_in_the_header_stays_plain(tmp_path: Path) -> None:
     weights = {"small": torch.zeros(8, 8), "large": torch.zeros(16, 16), "full": torch.ones(64, 64)}
     report = save_packed(weights, tmp_path / "p.safetensors")

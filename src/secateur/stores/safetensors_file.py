@@ -113,7 +113,9 @@ def read_raw(path: Path, stored: Stored) -> Tensor:
         raw = np.empty(stored.stop - stored.start, dtype=np.uint8)
         if f.readinto(raw.data) != len(raw):
             raise BadInput(f"{path.name} ended inside a tensor; it was changed while it was read.")
-    return torch.from_numpy(raw) if len(raw) else torch.empty(0, dtype=torch.uint8)  # numpy's has no stride
+    return (
+        torch.from_numpy(raw) if len(raw) else torch.empty(0, dtype=torch.uint8, device="cpu")
+    )  # numpy's has no stride
 
 
 def checksum(path: Path, stored: Stored) -> int:
