@@ -22,7 +22,7 @@ def mark(matrix: Tensor) -> Tensor:
     if native.available():
         return packing.mark(matrix)
     rows, columns = matrix.shape
-    wide = torch.zeros((rows, -(-columns // 8) * 8), dtype=torch.bool)
+    wide = torch.zeros((rows, -(-columns // 8) * 8), dtype=torch.bool, device=matrix.device)
     wide[:, :columns] = stored(matrix)
     return pack(wide).view(rows, -1)
 
