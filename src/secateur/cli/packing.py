@@ -16,8 +16,7 @@ from secateur.report.words import printable
 from secateur.runtime.facts import PackedReport, PackedRow
 from secateur.runtime.files import save_packed, unpack_file
 
-from .progress import show
-from .progress import watched
+from .progress import show, watched
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes; must not exist.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")]
