@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secateur.core import lay_out as module
-from secateur.core.lay_out import arranged, lay_out
+from secateur.core.lay_out import ENCODING, arranged, lay_out
 from secateur.core.layouts import LAYOUTS, PAD, Layout, Parts, arrange, restore
-from secateur.core.packed import ENCODINGS, encode, misfit
+from secateur.core.packed import ENCODINGS, decode, encode, misfit
 from secateur.core.parts import check
 from secateur.errors import BadTensor, NotDefined
 from tests.property.worlds import ROUTES, going
@@ -100,3 +100,14 @@ def test_more_columns_than_16_bits_number() -> None:
         with pytest.raises(NotDefined, match="65,536"):
             make()
     assert torch.equal(restore(arranged(wide, "bitmask"), "bitmask", 65537), wide)
+
+
+@pytest.mark.parametrize("route", ROUTES[::2], ids=lambda r: r[0])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_bits_of_a_single_nan(dtype: torch.dtype, layout: Layout, route: tuple[str, int]) -> None:
+    w = torch.zeros(3, 70, dtype=dtype)
+    w.view({2: torch.int16, 4: torch.int32}[w.itemsize])[1, 4] = -1
+    with going(route):
+        for back in (restore(arranged(w, layout), layout, 70), decode(encode(w, ENCODING[layout]))):
+            assert torch.equal(back.view(torch.uint8), w.view(torch.uint8))

@@ -18,10 +18,13 @@ from torch import Tensor, nn
 import secateur
 from secateur.core.layouts import Layout
 from secateur.errors import SecateurWarning
+from secateur.runtime.files import save_packed
 from secateur.runtime.inventory import packed_report
 from secateur.runtime.layers import PackedLayer, PackedLinear
+from secateur.runtime.load import load_packed
 from secateur.runtime.modules import pack, unpack
 from tests.unit.packed_nets import LAYOUTS, bits, net, sparse_, state
+from tests.unit.tables_of import constant, table_of
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 X = torch.randn(4, 96, generator=torch.Generator().manual_seed(2))
@@ -264,6 +267,33 @@ def test_what_gains_nothing_stays_dense_and_is_told_of() -> None:
         pack(model)
     assert [type(m) for m in model] == [nn.Linear, nn.Linear]
     assert packed_report(model)["0.weight"].why
+
+
+def test_the_table_chooses(tmp_path: Path) -> None:
+    def kinds(model: nn.Module) -> list[str | None]:
+        return [m.packed_layout if isinstance(m, PackedLayer) else None for m in model]  # type: ignore[attr-defined]
+
+    def make() -> nn.Sequential:
+        layers = [
+            nn.Linear(256, 256),
+            nn.Linear(256, 256),
+            nn.Linear(256, 64),
+            nn.Conv2d(256, 256, 1),
+            nn.Conv2d(256, 256, 1),
+        ]
+        return nn.Sequential(*(sparse_(m, d) for m, d in zip(layers, (0.05, 0.9, 0.05, 0.05, 0.05), strict=True)))
+
+    table = table_of((constant(2.0), constant(1.5)), (constant(3.0), constant(1.5)))
+    model = pack(make(), table=table)
+    assert kinds(model) == ["csr", None, None, None, None]
+    told = packed_report(model, table=table)
+    assert "is not zero; gains were looked for up to 50%" in told["1.weight"].why
+    assert "smaller than what was measured" in told["2.weight"].why
+    assert "the size of its images" in told["3.weight"].why
+    # A convolution that is named in full is packed; the other is not. What is packed already stays so.
+    assert kinds(pack(model, include=["3.weight", "4"], table=table)) == ["csr", None, None, "csr", None]
+    save_packed(make(), tmp_path / "m.safetensors")
+    assert kinds(load_packed(tmp_path / "m.safetensors", make(), table=table)) == ["csr", None, None, None, None]
 
 
 def test_the_report() -> None:
