@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secateur.core import lay_out as module
-from secateur.core.lay_out import ENCODING, arranged, lay_out
+from secateur.core.lay_out import ENCODING, arranged, lay_out, restored
 from secateur.core.layouts import LAYOUTS, PAD, Layout, Parts, arrange, restore
 from secateur.core.packed import ENCODINGS, decode, encode, misfit
 from secateur.core.parts import check
@@ -61,6 +61,9 @@ def test_every_encoding_is_laid_out_alike(encoding: str, layout: Layout, route: 
             patch.setattr(module, "CHUNK", chunk)
             assert same(lay_out(encode(w, encoding), layout), want)  # type: ignore[arg-type]
         assert same(arranged(w, layout), want)
+        back = restored(want, layout, w.shape[1])
+        assert torch.equal(back.view(torch.uint8), w.contiguous().view(torch.uint8))
+        assert back.is_contiguous()
         check(want, layout, (w.shape[0], w.shape[1]))
 
     with going(route):
@@ -109,5 +112,9 @@ def test_the_bits_of_a_single_nan(dtype: torch.dtype, layout: Layout, route: tup
     w = torch.zeros(3, 70, dtype=dtype)
     w.view({2: torch.int16, 4: torch.int32}[w.itemsize])[1, 4] = -1
     with going(route):
-        for back in (restore(arranged(w, layout), layout, 70), decode(encode(w, ENCODING[layout]))):
+        for back in (
+            restore(arranged(w, layout), layout, 70),
+            restored(arranged(w, layout), layout, 70),
+            decode(encode(w, ENCODING[layout])),
+        ):
             assert torch.equal(back.view(torch.uint8), w.view(torch.uint8))
