@@ -269,7 +269,7 @@ TINY = Size((16,), (0.1, 0.5), (1, 128), 3)
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few copies of a matrix, for tests that do not look at what was measured."""
-    monkeypatch.setattr("secateur.runtime.tune.MOST_COPIES", 4)
+    monkeypatch.setattr("secateur.runtime.candidates.MOST_COPIES", 4)
 
 
 @pytest.mark.usefixtures("few")

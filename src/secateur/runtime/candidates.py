@@ -12,9 +12,12 @@ from secateur.core.expand import expanded
 from secateur.core.layouts import PAD, Layout, Parts
 from secateur.core.products import product
 
+from .machine import cache_bytes
 from .table import Route, Table, route
 
 Run = Callable[[Tensor], Tensor]
+MOST_BYTES, MOST_COPIES = 1 << 30, 1024
+"""Of copies of a matrix, at most, whatever the cache."""
 PRODUCTS = {"kernel": product, "expand": expanded}
 
 
@@ -29,6 +32,11 @@ def sparse(out_features: int, in_features: int, density: float, dtype: torch.dty
 def activations(rows: int, in_features: int, dtype: torch.dtype, seed: int = 1) -> Tensor:
     """Normal values ``(rows, in)``."""
     return torch.randn((rows, in_features), generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def copies_of(nbytes: int) -> int:
+    """How many copies of so many bytes are too large for the last-level cache together: each is cold when its turn comes."""
+    return 1 + min(-(-cache_bytes() * 5 // 4 // nbytes), MOST_BYTES // nbytes, MOST_COPIES)
 
 
 def dense(weight: Tensor, bias: Tensor | None = None) -> Run:

@@ -21,7 +21,7 @@ from torch import Tensor
 from secateur.core.layouts import LAYOUTS, Layout, arrange
 from secateur.errors import BadInput
 
-from .candidates import Run, activations, dense, packed, sparse
+from .candidates import Run, activations, copies_of, dense, packed, sparse
 from .machine import cache_bytes, machine
 from .table import NAMES, ROUTES, Grid, Route, Table, key
 from .timing import quiet, take_turns, threads
@@ -31,8 +31,6 @@ EXPAND_FROM = 16
 """Rows below which expanding is hopeless, and not measured."""
 HOPELESS = 0.5
 """A kernel below this at `WARM_FROM` rows or more is not measured at more."""
-MOST_BYTES, MOST_COPIES = 1 << 30, 1024
-"""Of copies of a matrix, at most, whatever the cache."""
 ENOUGH = 1 << 20
 """Weights that are read in one timing, at least."""
 LONG = 0.5
@@ -119,14 +117,13 @@ class Subject:
     """A matrix, dense and in all layouts, so many times over that the copies together do not fit into the cache."""
 
     def __init__(self, weight: Tensor) -> None:
-        cache, columns = cache_bytes(), weight.shape[1]
-        self.fits = weight.nbytes <= cache // 2
+        columns = weight.shape[1]
+        self.fits = weight.nbytes <= cache_bytes() // 2
         self.repeats = min(64, max(1, ENOUGH // weight.numel()))
-        count = 1 + min(-(-cache * 5 // 4 // weight.nbytes), MOST_BYTES // weight.nbytes, MOST_COPIES)
         laid = {layout: arrange(weight, layout) for layout in LAYOUTS}
         self.dense: list[Run] = []
         self.packed: dict[Name, list[Run]] = {(la, r): [] for la in LAYOUTS for r in ROUTES}
-        for _ in range(count):
+        for _ in range(copies_of(weight.nbytes)):
             self.dense.append(dense(weight.clone()))
             for layout, (where, values, starts) in laid.items():
                 copy = where.clone(), values.clone(), starts.clone()
