@@ -7,6 +7,7 @@
 #include "drive.h"
 #include "isa.h"
 #include "pool.h"
+#include "product_module.h"
 #include "select.h"
 
 namespace nb = nanobind;
@@ -168,4 +169,5 @@ NB_MODULE(_native, m) {
     m.def("keep", &py_keep, "ptr"_a, "n"_a, "width"_a, "bits_ptr"_a);
     m.def("live", &py_live, "ptr"_a, "n"_a, "width"_a, "bits_ptr"_a);
     m.def("nm", &py_nm, "ptr"_a, "outer"_a, "groups"_a, "of"_a, "inner"_a, "prune"_a, "width"_a, "write"_a);
+    bind_products(m);
 }

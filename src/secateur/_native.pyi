@@ -33,3 +33,20 @@ def live(ptr: int, n: int, width: int, bits_ptr: int) -> None: ...
 def nm(
     ptr: int, outer: int, groups: int, of: int, inner: int, prune: int, width: int, write: bool
 ) -> tuple[int, int, int, int]: ...
+def product_isa() -> str: ...
+def product_isas() -> list[str]: ...
+def use_product_isa(name: str) -> None: ...
+def product(
+    bitmask: bool,
+    dtype: int,
+    where: int,
+    values: int,
+    starts: int,
+    rows: int,
+    columns: int,
+    x: int,
+    n: int,
+    bias: int,
+    y: int,
+    method: int,
+) -> None: ...

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -283,30 +281,6 @@ def test_import_without_the_extension(engine: tuple[str, int]) -> None:
         "except RuntimeError as e: print(e)"
     )
     assert "without its native kernels" in run_python(code).stdout
-
-
-KERNEL_FLAGS = {
-    "base": [],
-    "avx2": ["-march=x86-64-v3"],
-    "avx512": ["-march=x86-64-v4", "-mavx512vbmi", "-mavx512vbmi2"],
-}
-
-
-@pytest.mark.skipif(not (shutil.which("nm") and shutil.which("c++")), reason="needs nm and a C++ compiler")
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads ELF objects")
-def test_kernel_objects_share_no_functions(tmp_path: Path, engine: tuple[str, int]) -> None:
-    """A function that two objects hold could be linked in the copy that only some processors can run."""
-    isa, threads = engine
-    source = Path(__file__).parents[2] / "csrc" / "kern" / f"{isa}.cpp"
-    if threads == 1 or not source.exists():
-        pytest.skip("needs the source tree, and once an instruction set")
-    built = tmp_path / "kernel.o"
-    compile_it = ["c++", "-std=c++17", "-O1", "-w", *KERNEL_FLAGS[isa], "-c", str(source), "-o", str(built)]
-    subprocess.run(compile_it, check=True)
-    listing = subprocess.run(["nm", "-C", built], check=True, capture_output=True, text=True).stdout
-    symbols = [line.split()[-2:] for line in listing.splitlines()]
-    assert [name for kind, name in symbols if kind in "DRB"] == [f"secateur::kernels_{isa}"]
-    assert [name for kind, name in symbols if kind in "WwVvuT"] == []
 
 
 @each_dtype

@@ -67,7 +67,7 @@ def arrange(weight: Tensor, layout: Layout) -> Parts:
         return torch.cat([where, where.new_zeros(PAD)]).to(torch.uint16), values, starts
     wide = torch.zeros((rows, -(-columns // 64) * 64), dtype=torch.bool)
     wide[:, :columns] = kept
-    return pack(wide).view(rows, -1), values, starts
+    return pack(wide).view(rows, wide.shape[1] // 8), values, starts
 
 
 def restore(parts: Parts, layout: Layout, columns: int) -> Tensor:
@@ -79,5 +79,5 @@ def restore(parts: Parts, layout: Layout, columns: int) -> Tensor:
         row = torch.repeat_interleave(torch.arange(rows), starts.diff())
         out[row, where[:count].to(torch.int64)] = values[:count]
     else:
-        out[unpack(where.view(-1), 0, where.numel() * 8).view(rows, -1)[:, :columns]] = values[:count]
+        out[unpack(where.view(-1), 0, where.numel() * 8).view(rows, 8 * where.shape[1])[:, :columns]] = values[:count]
     return out

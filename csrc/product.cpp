@@ -1,0 +1,208 @@
+#include "product.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "pool.h"
+#include "product_inputs.h"
+#include "product_rounding.h"
+
+namespace secateur {
+namespace {
+
+constexpr uint64_t block_rows = 24;         // rows whose weights are spread out at a time; a multiple of every tile_rows
+constexpr uint64_t block_bytes = 8192;      // of one such row
+constexpr uint64_t ahead = 4096;            // bytes
+constexpr uint64_t least_work = 1 << 17;    // multiplications worth waking a second thread for
+
+// Rows in pieces that cost about the same bytes, each a multiple of `unit` but for the last.
+std::vector<uint64_t> pieces_of(const Matrix& m, bool bitmask, uint64_t width, uint64_t unit, uint64_t count) {
+    const uint64_t row_bytes = bitmask ? m.padded / 8 : 8, value_bytes = width + (bitmask ? 0 : 2);
+    const auto cost = [&](uint64_t row) { return row * row_bytes + static_cast<uint64_t>(m.starts[row]) * value_bytes; };
+    std::vector<uint64_t> ends;
+    for (uint64_t i = 1; i <= count; ++i) {
+        uint64_t low = ends.empty() ? 0 : ends.back(), high = m.rows;
+        const uint64_t asked = cost(m.rows) / count * i;
+        while (low < high) {
+            const uint64_t middle = (low + high) / 2;
+            if (cost(middle) < asked) low = middle + 1; else high = middle;
+        }
+        const uint64_t end = i == count ? m.rows : std::min(m.rows, (low + unit - 1) / unit * unit);
+        if (ends.empty() || end > ends.back()) ends.push_back(end);
+    }
+    return ends;
+}
+
+class Job {
+public:
+    Job(const ProductKernels& kernels, const Product& p, Method method)
+        : kernels_(kernels), p_(p), values_(kernels.of[p.dtype]), method_(method) {}
+
+    void run() {
+        prepare();
+        const uint64_t work = static_cast<uint64_t>(p_.matrix.starts[p_.matrix.rows]) * p_.n + p_.matrix.rows * p_.matrix.columns / 16;
+        const unsigned workers = work < least_work ? 1 : pool_size();
+        const uint64_t unit = method_ == by_tile ? block_rows : Rounding::rows;
+        const auto ends = pieces_of(p_.matrix, p_.bitmask, value_width(), unit, workers == 1 ? 1 : 8 * workers);
+        std::atomic<size_t> next{0};
+        secateur::run(workers, [&](unsigned) {
+            for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < ends.size();)
+                rows(i ? ends[i - 1] : 0, ends[i]);
+        });
+    }
+
+private:
+    // Zeros are skipped only where every input is finite: zero times infinity is no zero.
+    void prepare() {
+        const bool gathers = method_ == by_direct && !p_.bitmask, turns = method_ == by_skip && p_.dtype == bf16;
+        if (!inputs_.lay_out(kernels_, p_, turns || (values_.pairs && !gathers)) && method_ != by_tile) {
+            method_ = by_tile;
+            inputs_.lay_out(kernels_, p_, values_.pairs);
+        }
+        if (method_ == by_skip) inputs_.turn(kernels_.lanes, p_);
+    }
+
+    void rows(uint64_t first, uint64_t last) {
+        if (method_ == by_tile) tiled(first, last);
+        else if (method_ == by_skip) skipped(first, last);
+        else direct(first, last);
+    }
+
+    void direct(uint64_t first, uint64_t last) {
+        const Rounding out(p_);
+        float sums[Rounding::rows * direct_inputs];
+        for (uint64_t r = first; r < last; r += Rounding::rows) {
+            const uint64_t count = std::min<uint64_t>(Rounding::rows, last - r);
+            for (uint64_t i = 0; i < p_.n; i += direct_inputs) {
+                const uint64_t n = std::min<uint64_t>(direct_inputs, p_.n - i);
+                for (uint64_t a = 0; a < count; ++a) direct_row(r + a, i, n, sums + a * direct_inputs);
+                out.put(sums, direct_inputs, r, count, i, n);
+            }
+        }
+    }
+
+    void direct_row(uint64_t row, uint64_t input, uint64_t n, float* sums) const {
+        if (p_.bitmask) return values_.direct(&p_.matrix, row, inputs_.row(input), inputs_.stride(), n, sums);
+        for (uint64_t i = 0; i < n; ++i) sums[i] = values_.gather(&p_.matrix, row, static_cast<const float*>(inputs_.row(input + i)));
+    }
+
+    void skipped(uint64_t first, uint64_t last) {
+        const Rounding out(p_);
+        const uint64_t lanes = inputs_.panel_lanes();
+        const auto skip = kernels_.skip[p_.dtype == bf16];
+        Room columns, values, sums;
+        auto* listed = columns.of<uint16_t>(p_.matrix.columns + padding);
+        auto* widened = values.of<float>(p_.matrix.columns + padding);
+        auto* found = sums.of<float>(Rounding::rows * lanes);
+        for (uint64_t panel = 0; panel * lanes < p_.n; ++panel)
+            for (uint64_t r = first; r < last; r += Rounding::rows) {
+                const uint64_t count = std::min<uint64_t>(Rounding::rows, last - r);
+                for (uint64_t a = 0; a < count; ++a) {
+                    const uint16_t* at = columns_of(r + a, listed);
+                    const float* weights = floats_of(r + a, widened);
+                    skip(at, weights, stored(r + a), inputs_.panel(panel), inputs_.panel_vectors(), found + a * lanes);
+                }
+                out.put(found, lanes, r, count, panel * lanes, std::min(lanes, p_.n - panel * lanes));
+            }
+    }
+
+    const uint16_t* columns_of(uint64_t row, uint16_t* room) const {
+        if (p_.bitmask) {
+            kernels_.list(bits(row), p_.matrix.padded, room);
+            return room;
+        }
+        const auto* at = static_cast<const uint16_t*>(p_.matrix.where) + p_.matrix.starts[row];
+        ask_for(at, stored(row) * sizeof *at);
+        return at;
+    }
+
+    const float* floats_of(uint64_t row, float* room) const {
+        const void* at = value_at(static_cast<uint64_t>(p_.matrix.starts[row]));
+        ask_for(at, stored(row) * value_width());
+        if (p_.dtype == f32) return static_cast<const float*>(at);
+        values_.widen(at, stored(row), room);
+        return room;
+    }
+
+    // What will be read some rows later: a row is worked on for so long that the processor does not look that far ahead.
+    static void ask_for(const void* at, uint64_t bytes) {
+        for (uint64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(at) + i + ahead);
+    }
+
+    void tiled(uint64_t first, uint64_t last) {
+        const Rounding out(p_);
+        const bool pairs = values_.pairs;
+        const uint64_t width = pairs ? 2 : 4, most = block_bytes / width, padded = p_.matrix.padded;
+        Room spread, sums;
+        auto* w = spread.of<char>(block_rows * block_bytes);
+        auto* found = sums.of<float>(block_rows * p_.n);
+        for (uint64_t r = first; r < last; r += block_rows) {
+            const uint64_t count = std::min<uint64_t>(block_rows, last - r);
+            const uint64_t whole = (count + kernels_.tile_rows - 1) / kernels_.tile_rows * kernels_.tile_rows;
+            std::memset(found, 0, whole * p_.n * sizeof *found);
+            uint64_t done[block_rows];
+            for (uint64_t a = 0; a < count; ++a) done[a] = static_cast<uint64_t>(p_.matrix.starts[r + a]);
+            for (uint64_t k = 0; k < padded; k += most) {
+                const uint64_t columns = std::min(most, padded - k);
+                std::memset(w + count * columns * width, 0, (whole - count) * columns * width);
+                for (uint64_t a = 0; a < count; ++a) spread_row(r + a, k, columns, done[a], w + a * columns * width);
+                kernels_.tile[pairs](w, whole, inputs_.row(0, k), inputs_.stride(), p_.n, columns, found);
+            }
+            out.put(found, p_.n, r, count, 0, p_.n);
+        }
+    }
+
+    // Columns k … k + columns - 1 of a row; `done` is its next value.
+    void spread_row(uint64_t row, uint64_t k, uint64_t columns, uint64_t& done, char* out) const {
+        if (p_.bitmask) {
+            done += values_.spread(bits(row) + k / 8, value_at(done), columns, out);
+            return;
+        }
+        const auto* all = static_cast<const uint16_t*>(p_.matrix.where);
+        const uint64_t count = below(all + done, static_cast<uint64_t>(p_.matrix.starts[row + 1]) - done, k + columns);
+        std::memset(out, 0, columns * (values_.pairs ? 2 : 4));
+        values_.scatter(all + done, value_at(done), count, k, out);
+        done += count;
+    }
+
+    // How many of ascending columns come before `end`.
+    static uint64_t below(const uint16_t* columns, uint64_t count, uint64_t end) {
+        uint64_t i = 0;
+        while (i + 8 <= count && columns[i + 7] < end) i += 8;
+        while (i < count && columns[i] < end) ++i;
+        return i;
+    }
+
+    uint64_t stored(uint64_t row) const {
+        return static_cast<uint64_t>(p_.matrix.starts[row + 1] - p_.matrix.starts[row]);
+    }
+
+    uint64_t value_width() const { return p_.dtype == f32 ? 4 : 2; }
+
+    const uint8_t* bits(uint64_t row) const {
+        return static_cast<const uint8_t*>(p_.matrix.where) + row * (p_.matrix.padded / 8);
+    }
+
+    const void* value_at(uint64_t i) const {
+        return static_cast<const char*>(p_.matrix.values) + i * value_width();
+    }
+
+    const ProductKernels& kernels_;
+    const Product& p_;
+    const ValueKernels& values_;
+    Method method_;
+    Inputs inputs_;
+};
+
+}  // namespace
+
+void product(const ProductKernels& kernels, const Product& p, Method method) {
+    if (p.n && p.matrix.rows) Job(kernels, p, method).run();
+}
+
+}  // namespace secateur

@@ -1,0 +1,73 @@
+// Products with a pruned matrix: what one instruction set offers, as a table of plain functions, and the driver's entry.
+//
+// A matrix lies in memory as secateur/core/layouts.py says. Kernels work on a few rows in the caller's thread; the driver
+// (product.cpp) prepares the inputs, shares out the rows and rounds the results.
+#pragma once
+
+#include <cstdint>
+
+namespace secateur {
+
+enum Dtype : int { f32 = 0, bf16 = 1, f16 = 2 };
+
+struct Matrix {
+    const void* where;      // bits, each row padded to 64 columns; or columns, 16 bits each
+    const void* values;
+    const int64_t* starts;  // rows + 1
+    uint64_t rows, columns;
+    uint64_t padded;        // columns, up to a multiple of 64
+};
+
+constexpr int direct_inputs = 8;    // inputs that `direct` takes at most
+constexpr uint64_t padding = 64;    // elements that may be read beyond the last value
+
+// Kernels of one dtype of values. `x` is floats, or bf16 where `pairs` says so, padded with zeros to 64 columns.
+struct ValueKernels {
+    bool pairs;
+    // Bitmask: the sums of one row with n <= direct_inputs inputs.
+    void (*direct)(const Matrix* m, uint64_t row, const void* x, uint64_t stride, uint64_t n, float* sums);
+    // Columns: the sum of one row with one input of floats.
+    float (*gather)(const Matrix* m, uint64_t row, const float* x);
+    // Writes the columns of one row whose bits are `bits`, a multiple of 64, to `out`, in the form of `x`; returns how many
+    // values that took.
+    uint64_t (*spread)(const uint8_t* bits, const void* values, uint64_t columns, void* out);
+    // The same of columns: values[i] goes to out[columns[i] - base].
+    void (*scatter)(const uint16_t* columns, const void* values, uint64_t count, uint64_t base, void* out);
+    void (*widen)(const void* values, uint64_t count, float* out);
+};
+
+struct ProductKernels {
+    const char* name;
+    int lanes;      // floats in a vector
+    int tile_rows;
+    ValueKernels of[3];
+    // sums[r * n + i] += w[r] · x[i], for a multiple of tile_rows rows and 64 columns; of floats, and of pairs of bf16.
+    void (*tile[2])(const void* w, uint64_t rows, const void* x, uint64_t stride, uint64_t n, uint64_t columns, float* sums);
+    // sums = Σ values[j] x[columns[j]] over `vectors`, 1 or 2, of inputs, x being (columns, vectors * lanes): of floats, and of
+    // bf16.
+    void (*skip[2])(const uint16_t* columns, const float* values, uint64_t count, const void* x, int vectors, float* sums);
+    // Columns of the set bits, ascending; returns how many.
+    uint64_t (*list)(const uint8_t* bits, uint64_t columns, uint16_t* out);
+};
+
+extern const ProductKernels products_base;
+extern const ProductKernels products_avx2;
+extern const ProductKernels products_avx512;
+extern const ProductKernels products_avx512bf16;
+
+enum Method : int { by_direct = 0, by_skip = 1, by_tile = 2 };
+
+// y (n, rows) = x (n, columns) mᵀ + bias, all of one dtype and contiguous; bias may be null.
+struct Product {
+    Matrix matrix;
+    bool bitmask;
+    Dtype dtype;
+    const void* x;
+    uint64_t n;
+    const void* bias;
+    void* y;
+};
+
+void product(const ProductKernels& kernels, const Product& job, Method method);
+
+}  // namespace secateur

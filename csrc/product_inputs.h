@@ -1,0 +1,58 @@
+// Inputs of a product as kernels want them: in their form, padded to 64 columns, or turned so that a vector holds one column
+// of several inputs.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#include "product.h"
+
+namespace secateur {
+
+// Memory for one use at a time in one thread, kept for the next: fresh pages would cost as much as a small product.
+class Room {
+public:
+    Room();
+    ~Room();
+    Room(const Room&) = delete;
+    Room& operator=(const Room&) = delete;
+
+    template <class T>
+    T* of(uint64_t count) {
+        return static_cast<T*>(bytes(count * sizeof(T)));
+    }
+
+private:
+    void* bytes(uint64_t count);
+
+    void* held_;
+    uint64_t size_;
+};
+
+class Inputs {
+public:
+    // As floats or, with `narrow`, as the bf16 that they are. Returns whether all are finite.
+    bool lay_out(const ProductKernels& kernels, const Product& p, bool narrow);
+
+    // Turns them: panel i holds inputs i * panel_lanes() …, (columns, panel_lanes()), in the form that they have.
+    void turn(int lanes, const Product& p);
+
+    const void* row(uint64_t i, uint64_t column = 0) const { return rows_ + (i * stride_ + column) * width_; }
+    uint64_t stride() const { return stride_; }
+    const void* panel(uint64_t i) const { return panels_ + i * stride_ * panel_lanes() * width_; }
+    int panel_vectors() const { return vectors_; }
+    uint64_t panel_lanes() const { return static_cast<uint64_t>(vectors_) * lanes_; }
+
+private:
+    template <class T>
+    void turn_as(uint64_t n);
+
+    Room rows_room_, panels_room_;
+    char* rows_ = nullptr;
+    char* panels_ = nullptr;
+    uint64_t stride_ = 0, width_ = 0;
+    int vectors_ = 1, lanes_ = 1;
+};
+
+}  // namespace secateur

@@ -1,0 +1,36 @@
+// Bindings of products. Python has checked every size: what the addresses hold is believed here.
+#include "product_module.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "isa.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace secateur {
+namespace {
+
+
+void py_product(bool bitmask, int dtype, uintptr_t where, uintptr_t values, uintptr_t starts, uint64_t rows, uint64_t columns,
+                uintptr_t x, uint64_t n, uintptr_t bias, uintptr_t y, int method) {
+    const auto at = [](uintptr_t address) { return reinterpret_cast<void*>(address); };
+    const Matrix matrix{at(where), at(values), static_cast<const int64_t*>(at(starts)), rows, columns,
+                        (columns + 63) / 64 * 64};
+    const Product p{matrix, bitmask, static_cast<Dtype>(dtype), at(x), n, at(bias), at(y)};
+    const nb::gil_scoped_release release;
+    product(product_kernels(), p, static_cast<Method>(method));
+}
+
+}  // namespace
+
+void bind_products(nb::module_& m) {
+    m.def("product_isa", [] { return product_kernels().name; });
+    m.def("product_isas", &usable_product_isas);
+    m.def("use_product_isa", &use_product_isa, "name"_a);
+    m.def("product", &py_product, "bitmask"_a, "dtype"_a, "where"_a, "values"_a, "starts"_a, "rows"_a, "columns"_a, "x"_a,
+          "n"_a, "bias"_a, "y"_a, "method"_a);
+}
+
+}  // namespace secateur

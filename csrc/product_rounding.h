@@ -1,0 +1,23 @@
+// The way from sums, which are floats, to outputs: the bias is added, and the result rounded once, to nearest, half to even.
+#pragma once
+
+#include <cstdint>
+
+#include "product.h"
+
+namespace secateur {
+
+class Rounding {
+public:
+    static constexpr uint64_t rows = 16;  // rows that are best put together: outputs of one input lie in one place
+
+    explicit Rounding(const Product& p) : p_(p) {}
+
+    // sums[a * stride + b] is of row `row` + a and input `input` + b.
+    void put(const float* sums, uint64_t stride, uint64_t row, uint64_t count, uint64_t input, uint64_t inputs) const;
+
+private:
+    const Product& p_;
+};
+
+}  // namespace secateur

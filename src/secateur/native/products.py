@@ -1,0 +1,73 @@
+"""The compiled products, as functions of tensors; `secateur.core.products` is what calls them.
+
+Instruction sets are chosen apart from those of selection: ``"base"``, ``"avx2"``, ``"avx512"`` (with VBMI2) and
+``"avx512bf16"``. The best there is, or ``SECATEUR_PRODUCT_ISA``, or ``SECATEUR_ISA``. Results differ between them in how sums
+are rounded, and do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _kernels
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+METHODS = {"direct": 0, "skip": 1, "tile": 2}
+
+
+def isa() -> str:
+    """The instruction set in use."""
+    name: str = _kernels().product_isa()
+    return name
+
+
+def isas() -> list[str]:
+    """The instruction sets this build holds and this processor runs, best last."""
+    names: list[str] = _kernels().product_isas()
+    return names
+
+
+def use_isa(name: str) -> None:
+    """Use this instruction set from now on, in every thread; ``ValueError`` if it is not one of `isas`."""
+    _kernels().use_product_isa(name)
+
+
+def product(
+    x: Tensor,
+    bitmask: bool,
+    where: Tensor,
+    values: Tensor,
+    starts: Tensor,
+    columns: int,
+    bias: Tensor | None,
+    method: str,
+) -> Tensor:
+    """``x @ weight.T + bias``, ``(n, out)``, with a weight in one of the layouts of `secateur.core.layouts`.
+
+    Sums are float32, rounded once at the end.
+
+    Args:
+        x: ``(n, columns)``.
+        bitmask: the layout: bits, or columns.
+        where, values, starts: its parts. What ``starts`` and columns hold must have been checked: kernels believe it.
+        columns: of the weight.
+        bias: ``(out,)``, or ``None``.
+        method: ``"direct"``, an input at a time or a few; ``"skip"``, inputs side by side, for the weights that are stored
+            alone; ``"tile"``, the weights spread out, some rows at a time. NaN and infinity are always tiled.
+    """
+    rows = starts.numel() - 1
+    wrong = where.numel() != rows * (-(-columns // 64) * 8) if bitmask else where.numel() != values.numel()
+    tensors = (x, where, values, starts) if bias is None else (x, where, values, starts, bias)
+    if wrong or x.dim() != 2 or x.shape[1] != columns or (bias is not None and bias.numel() != rows):
+        raise ValueError(
+            f"no product of {tuple(x.shape)} with {rows} x {columns}, parts {[tuple(t.shape) for t in tensors[1:]]}."
+        )
+    if not all(t.is_contiguous() and t.device.type == "cpu" for t in tensors) or values.dtype != x.dtype:
+        raise ValueError("native products take contiguous tensors on the CPU, values and inputs of one dtype.")
+    out = x.new_empty((x.shape[0], rows))
+    _kernels().product(
+        bitmask, DTYPES[x.dtype], where.data_ptr(), values.data_ptr(), starts.data_ptr(), rows, columns, x.data_ptr(),
+        x.shape[0], 0 if bias is None else bias.data_ptr(), out.data_ptr(), METHODS[method],
+    )  # fmt: skip
+    return out
