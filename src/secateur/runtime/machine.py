@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from secateur import native
+from secateur.native import products
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 INFO = Path("/proc/cpuinfo")
@@ -43,7 +44,7 @@ class Machine:
 
 def machine() -> Machine:
     """This machine, now."""
-    kernels = native.isa() if native.available() else "none"
+    kernels = products.isa() if native.available() else "none"
     return Machine(processor(), os.cpu_count() or 1, torch.get_num_threads(), kernels, torch.__version__)
 
 

@@ -31,6 +31,7 @@ import torch
 from secateur import native
 from secateur.core.layouts import DTYPES, LAYOUTS, MOST_COLUMNS, Layout
 from secateur.errors import BadInput
+from secateur.native import products
 
 Route = Literal["kernel", "expand"]
 ROUTES: tuple[Route, ...] = ("kernel", "expand")
@@ -239,14 +240,17 @@ def _route(
 def key(dtype: torch.dtype) -> str:
     """The kind of processor that a grid of this dtype is about: the kernels in use, and what torch's dense product has.
 
-    ``base``, ``avx2`` or ``avx512``, as `secateur.native.isa` says, ``none`` without kernels; for bfloat16 and float16 also
-    ``+amx``, ``+bf16`` or ``+fp16`` where torch has such instructions.
+    ``base``, ``avx2``, ``avx512`` and so on, as `secateur.native.products.isa` says, ``none`` without kernels; for bfloat16
+    and float16 also ``+amx``, ``+bf16`` or ``+fp16`` where torch has such instructions.
     """
-    return _kernels() + _dense(dtype)
+    kernels = _kernels()
+    if dtype != torch.bfloat16:
+        kernels = kernels.removesuffix("bf16")  # which is about bfloat16 alone
+    return kernels + _dense(dtype)
 
 
 def _kernels() -> str:
-    return native.isa() if native.available() else "none"
+    return products.isa() if native.available() else "none"
 
 
 @cache
