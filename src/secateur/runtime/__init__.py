@@ -1,1 +1,1 @@
-"""Pruned models that are smaller and faster: packed files, sparse modules, and what they were measured to do."""
+"""Pruned models made smaller and faster: packed files, packed layers, exporters, and what they were measured to do."""

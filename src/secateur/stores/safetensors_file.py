@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from secateur.errors import BadInput
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
+PACKED = "secateur.packed"
+"""The key that a packed file's metadata has; see `secateur.runtime.format`."""
 MAX_HEADER, MAX_INDEX = 100_000_000, 500_000_000
 
 DTYPES = {
@@ -30,13 +33,37 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one tensor lies: file name, byte range in the file, shape, dtype (``None``: one torch does not know)."""
+    """Where one tensor lies: file name, byte range in the file, shape, the dtype's name in the file, and torch's dtype.
+
+    The last is ``None`` where torch has none.
+    """
 
     file: str
     start: int
     stop: int
     shape: tuple[int, ...]
+    code: str
     dtype: torch.dtype | None
+
+
+def read_source(path: Path) -> tuple[Path, dict[str, Stored]]:
+    """The folder that a path's files lie in, and their tensors.
+
+    Raises:
+        BadInput: no such path, another format, or files that do not agree with each other.
+    """
+    if not path.exists():
+        raise BadInput(f"{path} does not exist.")
+    if path.is_dir():
+        return path, read_folder(path)
+    if not path.is_file():  # a pipe would be waited for, for ever
+        raise BadInput(f"{path} is not a regular file.")
+    if path.suffix == SUFFIX:
+        return path.parent, read_header(path)
+    raise BadInput(
+        f"{path.name} is not a {SUFFIX} file. Pickled checkpoints (.bin, .pt) are read by the command line "
+        "with --allow-pickle; or load it with torch.load(weights_only=True) and pass the dict."
+    )
 
 
 def read_header(path: Path) -> dict[str, Stored]:
@@ -62,8 +89,39 @@ def read_header(path: Path) -> dict[str, Stored]:
     for name, entry in header.items():
         if name != "__metadata__":
             a, b = entry["data_offsets"]
-            out[name] = Stored(path.name, 8 + size + a, 8 + size + b, tuple(entry["shape"]), DTYPES.get(entry["dtype"]))
+            code = entry["dtype"]
+            out[name] = Stored(path.name, 8 + size + a, 8 + size + b, tuple(entry["shape"]), code, DTYPES.get(code))
     return out
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a file that `read_header` found whole."""
+    with safe_open(path, framework="pt") as f:
+        return dict(f.metadata() or {})
+
+
+def read_raw(path: Path, stored: Stored) -> Tensor:
+    """The bytes of one tensor, uint8.
+
+    Raises:
+        BadInput: the file ends before them.
+    """
+    with path.open("rb") as f:
+        f.seek(stored.start)
+        raw = bytearray(stored.stop - stored.start)
+        if f.readinto(raw) != len(raw):
+            raise BadInput(f"{path.name} ended inside a tensor; it was changed while it was read.")
+    return torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+
+
+def read_tensor(path: Path, stored: Stored) -> Tensor:
+    """One tensor, of a dtype that torch knows.
+
+    Raises:
+        BadInput: the file ends before it.
+    """
+    assert stored.dtype is not None
+    return read_raw(path, stored).view(stored.dtype).view(stored.shape)
 
 
 def _size(path: Path) -> int:
