@@ -50,6 +50,19 @@ def product(
     y: int,
     method: int,
 ) -> None: ...
+def whole(
+    bitmask: bool,
+    dtype: int,
+    where: int,
+    values: int,
+    starts: int,
+    rows: int,
+    columns: int,
+    first: int,
+    count: int,
+    out: int,
+) -> None: ...
+def whole_is_bf16(dtype: int) -> bool: ...
 def mark(ptr: int, rows: int, columns: int, width: int, bits_ptr: int) -> None: ...
 def count_rows(bits_ptr: int, rows: int, columns: int, counts_ptr: int) -> None: ...
 def collect(ptr: int, rows: int, columns: int, width: int, bits_ptr: int, starts_ptr: int, values_ptr: int) -> None: ...
