@@ -8,8 +8,7 @@ holds the true median 19 times in 20. ``--quick`` asks whether it runs; its numb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -17,16 +16,17 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from benchmarks import machine, runtimes
-from benchmarks.result import Bar, Result, Table
+from benchmarks import machine, result, runtimes
+from benchmarks.result import Bar, Result
 from secateur.core.layouts import LAYOUTS, arrange
 from secateur.native import products
-from secateur.runtime.candidates import Run, activations, copies_of, dense, packed, sparse
-from secateur.runtime.table import LEAST, choose, key, named, route
+from secateur.runtime.candidates import BY, Run, activations, copies_of, dense, packed, sparse
+from secateur.runtime.table import LEAST, Table, active, choose, key, named, route, using
 from secateur.runtime.timing import Ratio, Timing, quiet, take_turns, threads
 
 BF16, F32 = torch.bfloat16, torch.float32
 BASE, FLOAT = "torch bfloat16", "torch float32"
+EXPANDED = "expanded"
 SHAPE = (4096, 4096)
 """The shape that the goals are about."""
 GATE = 0.9
@@ -92,14 +92,22 @@ def our_name(layout: str, dtype: torch.dtype, how: str = "") -> str:
     return f"{layout} {named(dtype)}" + (f", {how}" if how else "")
 
 
-@contextmanager
-def using_isa(name: str) -> Iterator[None]:
-    """Kernels of another instruction set inside."""
-    before = products.isa()
-    products.use_isa(name)
-    try:
-        yield
-    finally:
+@dataclass(frozen=True)
+class Way:
+    """A layer in many copies, the dtype that it takes, and the table that names its route."""
+
+    copies: Sequence[Run]
+    dtype: torch.dtype
+    table: Table | None = None
+
+    def all(self, x: Tensor, isa: str | None = None) -> None:
+        """Calls each copy once, by kernels of another instruction set if one is named."""
+        before = products.isa()
+        if isa is not None:
+            products.use_isa(isa)
+        with using(self.table or active()):
+            for run in self.copies:
+                run(x)
         products.use_isa(before)
 
 
@@ -110,17 +118,18 @@ class Candidates:
         self.shape, self.density = shape, 1 - sparsity
         self.weight = sparse(*shape, self.density, F32)
         self.copies = range(min(copies_of(2 * self.weight.numel()), most_copies))
-        self.runs: dict[str, tuple[list[Run], torch.dtype]] = {}
+        self.runs: dict[str, Way] = {}
         for dtype in (BF16, F32):
             weight = self.weight.to(dtype)
-            self.runs[torch_name(dtype)] = [dense(weight.clone()) for _ in self.copies], dtype
+            self.runs[torch_name(dtype)] = Way([dense(weight.clone()) for _ in self.copies], dtype)
             for layout in LAYOUTS:
                 laid = arrange(weight, layout)
-                parts = [tuple(t.clone() for t in laid) for _ in self.copies]
-                for way, name in (("kernel", ""), ("expand", "expanded")):
-                    runs = [packed(p, layout, shape[1], way) for p in parts]
-                    self.runs[our_name(layout, dtype, name)] = runs, dtype
-        self.runs[runtimes.TORCH_CSR] = [runtimes.torch_csr(self.weight) for _ in self.copies], F32
+                layers = [
+                    packed((laid[0].clone(), laid[1].clone(), laid[2].clone()), layout, shape[1]) for _ in self.copies
+                ]
+                self.runs[our_name(layout, dtype)] = Way(layers, dtype, BY["kernel"])
+                self.runs[our_name(layout, dtype, EXPANDED)] = Way(layers, dtype, BY["expand"])
+        self.runs[runtimes.TORCH_CSR] = Way([runtimes.torch_csr(self.weight) for _ in self.copies], F32)
 
     def used(self, rows: int) -> dict[torch.dtype, str]:
         """For each dtype, what packing uses."""
@@ -130,47 +139,32 @@ class Candidates:
             found[dtype] = torch_name(dtype)
             if layout is not None:
                 way = route(layout, rows, self.density, *self.shape, dtype)
-                found[dtype] = our_name(layout, dtype, "expanded" if way == "expand" else "")
+                found[dtype] = our_name(layout, dtype, EXPANDED if way == "expand" else "")
         return found
 
     def measure(self, rows: int, n: int, turns: int, absent: Mapping[str, str]) -> Cell:
         """Times everything at one number of rows and threads."""
         x = {dtype: activations(rows, self.shape[1], dtype) for dtype in (BF16, F32)}
         used = self.used(rows)
-        runs = {
-            name: r for name, r in self.runs.items() if "expanded" not in name or name in used.values()
-        } | self._others(rows, n, absent)  # fmt: skip
-        passes: dict[str, Callable[[], object]] = {
-            name: partial(one_after_another, each, x[dtype]) for name, (each, dtype) in runs.items()
-        }
+        ways = {name: w for name, w in self.runs.items() if EXPANDED not in name or name in used.values()}
+        ways |= self._others(rows, n, absent)
+        passes = {name: partial(w.all, x[w.dtype]) for name, w in ways.items()}
         if "avx2" in products.isas():
-            each, dtype = self.runs[our_name("bitmask", BF16)]
-            passes[our_name("bitmask", BF16, "avx2")] = partial(in_avx2, each, x[dtype])
+            bits = self.runs[our_name("bitmask", BF16)]
+            passes[our_name("bitmask", BF16, "avx2")] = partial(bits.all, x[BF16], "avx2")
         with quiet(), threads(n):
             times = take_turns(passes, turns)
         per_product = {name: Timing(tuple(s / len(self.copies) for s in t.seconds)) for name, t in times.items()}
         return Cell(self.shape, 1 - self.density, rows, n, per_product, used)
 
-    def _others(self, rows: int, n: int, absent: Mapping[str, str]) -> dict[str, tuple[list[Run], torch.dtype]]:
+    def _others(self, rows: int, n: int, absent: Mapping[str, str]) -> dict[str, Way]:
         found = {}
         if runtimes.ORT not in absent:
-            found[runtimes.ORT] = [runtimes.onnxruntime(self.weight, n) for _ in self.copies], F32
+            found[runtimes.ORT] = Way([runtimes.onnxruntime(self.weight, n) for _ in self.copies], F32)
         if runtimes.OPENVINO not in absent:
             made = [runtimes.openvino(self.weight, rows, n) for _ in self.copies]
-            found[f"{runtimes.OPENVINO}, {made[0][1]}"] = [run for run, _ in made], F32
+            found[f"{runtimes.OPENVINO}, {made[0][1]}"] = Way([run for run, _ in made], F32)
         return found
-
-
-def one_after_another(runs: Sequence[Run], x: Tensor) -> None:
-    """A product with each copy."""
-    for run in runs:
-        run(x)
-
-
-def in_avx2(runs: Sequence[Run], x: Tensor) -> None:
-    """The same by the kernels for AVX2."""
-    with using_isa("avx2"):
-        one_after_another(runs, x)
 
 
 def measured(size: Size) -> list[Cell]:
@@ -182,20 +176,20 @@ def measured(size: Size) -> list[Cell]:
     return cells
 
 
-def tables_of(cells: Sequence[Cell]) -> list[Table]:
+def tables_of(cells: Sequence[Cell]) -> list[result.Table]:
     """A table for each shape and number of threads."""
     found = []
     for shape, n in dict.fromkeys((c.shape, c.threads) for c in cells):
         some = [c for c in cells if (c.shape, c.threads) == (shape, n)]
         names = list(dict.fromkeys(name for c in some for name in c.times if name not in (BASE, FLOAT)))
-        names = [name for name in names if "expanded" not in name]
+        names = [name for name in names if EXPANDED not in name]
         title = (
             f"{shape[0]}x{shape[1]}, {n} thread{'s' * (n > 1)}: milliseconds of dense; what packing uses, times as fast as "
             "dense of its dtype, with an interval; each candidate, times as fast as dense bfloat16 [float32]"
         )
         heads = ("<", "bfloat16, ms", "float32, ms", "<packed bfloat16", "<packed float32", *names)
         rows = [_row(c, names) for c in sorted(some, key=lambda c: (c.rows, c.sparsity))]
-        found.append(Table(title, heads, rows))
+        found.append(result.Table(title, heads, rows))
     return found
 
 
@@ -277,7 +271,7 @@ def run(full: bool, quick: bool = False) -> Result:
     before = machine.load()
     cells = measured(QUICK if quick else THOROUGH if full else WHOLE)
     skipped = [(name, f"{package} is not installed") for name, package in runtimes.missing().items()]
-    tables = tables_of(cells) + ([Table("Left out", ("<", "<"), skipped)] if skipped else [])
+    tables = tables_of(cells) + ([result.Table("Left out", ("<", "<"), skipped)] if skipped else [])
     command = f"python -m benchmarks runtime{' --quick' if quick else ' --full' if full else ''}"
     return Result("runtime", command, machine.machine(before), tables, [] if quick else bars_of(cells))
 

@@ -19,9 +19,9 @@ from secateur.runtime import bench_layers
 from secateur.runtime.bench import Bench, Layer, Total, bench
 from secateur.runtime.bench_memory import resident
 from secateur.runtime.bench_sources import matrices
-from secateur.runtime.candidates import PRODUCTS, activations, int8, packed, routed, sparse
+from secateur.runtime.candidates import BY, activations, dense, int8, packed, sparse
 from secateur.runtime.machine import Machine, resident_bytes
-from secateur.runtime.table import Route, Table
+from secateur.runtime.table import Table, using
 from secateur.runtime.timing import Ratio
 from secateur.runtime.tune import Size, tune
 from tests.unit.conftest import Run
@@ -237,15 +237,14 @@ def test_candidates_multiply_the_same_matrix(dtype: torch.dtype) -> None:
     weight, x = sparse(40, 96, 0.2, dtype), activations(5, 96, dtype)
     want = x.double() @ weight.double().t()
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 4e-2}[dtype]
+    torch.testing.assert_close(dense(weight)(x).double(), want, rtol=tolerance, atol=tolerance)
     for layout in LAYOUTS:
-        for way in PRODUCTS:
-            route: Route = way  # type: ignore[assignment]
-            got = packed(arrange(weight, layout), layout, 96, route)(x)
+        layer = packed(arrange(weight, layout), layout, 96)
+        for table in BY.values():
+            with using(table):
+                got = layer(x)
             assert got.dtype == dtype
             torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
-        assert torch.equal(
-            routed(arrange(weight, layout), layout, 96, Table(()))(x), packed(arrange(weight, layout), layout, 96)(x)
-        )
 
 
 def test_int8_multiplies_about_the_same() -> None:

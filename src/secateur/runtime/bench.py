@@ -20,7 +20,7 @@ from .bench_layers import INT8, OURS, Laid, measure
 from .bench_memory import Memory, resident
 from .bench_sources import Target, file_bytes, matrices
 from .machine import Machine, cache_bytes, machine
-from .table import Table, named
+from .table import Table, active, named, using
 from .timing import Ratio
 
 if TYPE_CHECKING:
@@ -171,7 +171,8 @@ def bench(
     if not rows or any(not isinstance(n, int) or n < 1 for n in rows) or turns < 3:
         raise BadInput(f"rows are whole numbers above 0, and turns 3 or more; got {tuple(rows)!r} and {turns!r}.")
     found = matrices(target)
-    laid = list(measure(found, rows, turns, table, lambda done, name: _tell(progress, done, len(found), name)))
+    with using(table or active()):
+        laid = list(measure(found, rows, turns, lambda done, name: _tell(progress, done, len(found), name)))
     path = isinstance(target, str | os.PathLike)
     return Bench(
         str(target) if path else type(target).__name__, machine(), cache_bytes(), file_bytes(target),

@@ -104,9 +104,15 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What was measured: a `Grid` for each dtype and kind of processor. ``secateur tune`` makes one."""
+    """What was measured: a `Grid` for each dtype and kind of processor. ``secateur tune`` makes one.
+
+    Attributes:
+        grids: what was measured.
+        always: the route for everything, whatever the grids say; for those who measure it, and not in a file.
+    """
 
     grids: tuple[Grid, ...]
+    always: Route | None = None
 
     def grid(self, dtype: torch.dtype) -> Grid | None:
         """The grid of a dtype for the processor and the kernels in use, or ``None``."""
@@ -229,6 +235,8 @@ def route(
 def _route(
     table: Table, dtype: torch.dtype, kernels: str, layout: Layout, rows: int, density: float, out: int, columns: int
 ) -> Route:
+    if table.always is not None:
+        return table.always
     grid = table.grid(dtype)
     if grid is not None and layout in grid.ratios:
         ratio, better = grid.best(layout, out, columns, density, rows)

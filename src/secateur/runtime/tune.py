@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +22,9 @@ from torch import Tensor
 from secateur.core.layouts import LAYOUTS, Layout, arrange
 from secateur.errors import BadInput
 
-from .candidates import Run, activations, copies_of, dense, packed, sparse
+from .candidates import BY, Run, activations, copies_of, dense, packed, sparse
 from .machine import cache_bytes, machine
-from .table import NAMES, ROUTES, Grid, Route, Table, key
+from .table import NAMES, ROUTES, Grid, Route, Table, active, key, using
 from .timing import quiet, take_turns, threads
 
 WARM_FROM = 64
@@ -37,6 +38,7 @@ LONG = 0.5
 """Seconds of a turn from which fewer turns are taken."""
 Progress = Callable[[int, int, str], None]
 Name = tuple[Layout, Route]
+DENSE: Any = "dense"
 
 
 @dataclass(frozen=True)
@@ -122,13 +124,11 @@ class Subject:
         self.repeats = min(64, max(1, ENOUGH // weight.numel()))
         laid = {layout: arrange(weight, layout) for layout in LAYOUTS}
         self.dense: list[Run] = []
-        self.packed: dict[Name, list[Run]] = {(la, r): [] for la in LAYOUTS for r in ROUTES}
+        self.packed: dict[Layout, list[Run]] = {la: [] for la in LAYOUTS}
         for _ in range(copies_of(weight.nbytes)):
             self.dense.append(dense(weight.clone()))
             for layout, (where, values, starts) in laid.items():
-                copy = where.clone(), values.clone(), starts.clone()
-                for route in ROUTES:
-                    self.packed[layout, route].append(packed(copy, layout, columns, route))
+                self.packed[layout].append(packed((where.clone(), values.clone(), starts.clone()), layout, columns))
 
     def conditions(self, rows: int) -> list[tuple[bool, int]]:
         """Whether the weights come from memory, and with how many threads."""
@@ -138,16 +138,20 @@ class Subject:
     def ratios(self, names: Sequence[Name], x: Tensor, condition: tuple[bool, int], turns: int) -> dict[Name, float]:
         """Times as fast as dense, in one condition."""
         cold, n = condition
-        runs = {None: self.dense} | {name: self.packed[name] for name in names}
-        each = {name: r if cold else r[:1] * self.repeats for name, r in runs.items()}
+        runs = {DENSE: (self.dense, active())} | {(la, r): (self.packed[la], BY[r]) for la, r in names}
+        passes = {
+            name: partial(_pass, each if cold else each[:1] * self.repeats, table, x)
+            for name, (each, table) in runs.items()
+        }
         with quiet(), threads(n):
             start = perf_counter()
-            _pass(each[None], x)
-            long = (perf_counter() - start) * len(each) > LONG
-            times = take_turns({n: partial(_pass, r, x) for n, r in each.items()}, min(turns, 3) if long else turns)
-        return {name: statistics.median(times[None].per(times[name])) for name in names}
+            passes[DENSE]()
+            long = (perf_counter() - start) * len(passes) > LONG
+            times = take_turns(passes, min(turns, 3) if long else turns)
+        return {name: statistics.median(times[DENSE].per(times[name])) for name in names}
 
 
-def _pass(runs: Sequence[Run], x: Tensor) -> None:
-    for run in runs:
-        run(x)
+def _pass(runs: Sequence[Run], table: Table, x: Tensor) -> None:
+    with using(table):
+        for run in runs:
+            run(x)
