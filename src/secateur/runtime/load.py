@@ -50,7 +50,8 @@ def load_packed(
             be computed again.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
+        >>> from pathlib import Path
         >>> from secateur.runtime.files import save_packed
         >>> pruned = nn.Linear(256, 256)
         >>> _ = pruned.weight.data[:, 64:].zero_()
@@ -59,7 +60,7 @@ def load_packed(
         >>> with torch.device("meta"):
         ...     empty = nn.Linear(256, 256)
         >>> load_packed(path, empty, layout="bitmask")
-        PackedLinear(256, 256, bias=True, sparsity=0.75, layout=bitmask, 9.29 bits a weight)
+        PackedLinear(256, 256, bias=True, sparsity=0.75, layout=bitmask, 9.28 bits a weight)
     """
     require_module(model, "load_packed")
     check_layout(layout)
@@ -98,7 +99,17 @@ def from_packed(
         BadInput: not such a folder; a class that transformers does not have; transformers is missing.
 
     Example:
-        >>> model = from_packed("pruned-model-packed")    # doctest: +SKIP
+        >>> import tempfile, transformers
+        >>> from pathlib import Path
+        >>> from secateur.runtime.files import save_packed
+        >>> small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+        >>> pruned = transformers.BertModel(transformers.BertConfig(**small, vocab_size=100))
+        >>> _ = pruned.encoder.layer[0].output.dense.weight.data[:, 8:].zero_()
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> pruned.save_pretrained(folder / "dense")
+        >>> _ = save_packed(folder / "dense", folder / "packed")
+        >>> from_packed(folder / "packed", layout="csr").encoder.layer[0].output.dense
+        PackedLinear(64, 64, bias=True, sparsity=0.875, layout=csr, 7.77 bits a weight)
     """
     source = PackedSource(folder)
     library = transformers(f"the model of {source.path}")

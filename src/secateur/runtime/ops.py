@@ -45,7 +45,7 @@ def _linear(x: Tensor, parts: Any, bias: Tensor | None, layout: Any, columns: in
     shape, rows, count = x.shape, starts.shape[0] - 1, values.shape[0]
     if x.dtype is not values.dtype or not shape or shape[-1] != columns:
         _refuse_input(x, values, columns)
-    if where.shape != ((count,) if layout == "csr" else (rows, (columns + 63) // 64 * 8)):
+    if where.shape != _where_shape(layout, rows, columns, count):
         _refuse_parts(parts, layout, columns)
     if bias is not None and (bias.dtype is not values.dtype or bias.shape != (rows,)):
         _refuse_bias(bias, values, rows)
@@ -72,9 +72,14 @@ def _weight(parts: Any, layout: Any, columns: int) -> Tensor:
     """The weight ``(out, in)`` itself."""
     where, values, starts = parts
     rows = starts.shape[0] - 1
-    if where.shape != (values.shape if layout == "csr" else (rows, (columns + 63) // 64 * 8)):
+    if where.shape != _where_shape(layout, rows, columns, values.shape[0]):
         _refuse_parts(parts, layout, columns)
     return restore((where, values, starts), layout, columns)
+
+
+def _where_shape(layout: object, rows: int, columns: int, count: int) -> tuple[int, ...] | None:
+    """The shape of a layout's first part; none of what is no layout."""
+    return (count,) if layout == "csr" else (rows, (columns + 63) // 64 * 8) if layout == "bitmask" else None
 
 
 def _weight_shape(parts: list[Tensor], layout: str, columns: int) -> Tensor:

@@ -15,11 +15,11 @@ def unfilled() -> Iterator[None]:
     """Inside, ``torch.empty`` makes tensors without memory, so that models that are built have no weights.
 
     What a constructor computes (tables of positions, frequencies, masks) has its values, which it has not under
-    ``torch.device("meta")``. Made for `load_packed`.
+    ``torch.device("meta")``. Made for `secateur.runtime.load.load_packed`.
 
     Example:
         >>> with unfilled():
-        ...     layer = nn.Linear(1 << 20, 1 << 20)
+        ...     layer = torch.nn.Linear(1 << 20, 1 << 20)
         >>> layer.weight.device
         device(type='meta')
     """
