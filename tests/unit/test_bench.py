@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -12,15 +13,18 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.core.layouts import LAYOUTS, arrange
+from secateur.core.packed import encode
 from secateur.errors import BadInput, NothingChosen
 from secateur.report import bench_words
 from secateur.report.bench_text import as_text
 from secateur.runtime import bench_layers
 from secateur.runtime.bench import Bench, Layer, Total, bench
 from secateur.runtime.bench_memory import resident
-from secateur.runtime.bench_sources import matrices
+from secateur.runtime.bench_sources import opened
 from secateur.runtime.candidates import BY, activations, dense, int8, packed, sparse
+from secateur.runtime.files import save_packed
 from secateur.runtime.machine import Machine, resident_bytes
+from secateur.runtime.modules import pack
 from secateur.runtime.table import Table, using
 from secateur.runtime.timing import Ratio
 from secateur.runtime.tune import Size, tune
@@ -65,6 +69,8 @@ def test_facts_are_those_of_the_file(found: Bench, file: Path, model: nn.Module)
         assert x.dense_bytes == weight.nbytes
         held = weight.nbytes if x.layout is None else sum(p.nbytes for p in arrange(weight, "bitmask"))
         assert x.held_bytes == held
+        assert x.file_bytes == weight.nbytes
+        assert x.packed_bytes == encode(weight).nbytes
     assert [x.layout for x in found.layers] == ["bitmask", "bitmask", None]
     assert found.weights == 2 * 192 * 256 + 64
     assert found.bits == 8 * found.held_bytes / found.weights
@@ -121,11 +127,34 @@ def test_a_model_and_a_dict(model: nn.Module) -> None:
     assert found.target == "OrderedDict"
 
 
+def test_a_packed_file_and_a_packed_model(model: nn.Module, tmp_path: Path) -> None:
+    """The same layers and layouts as of the plain ones; bytes on disk are those of the file."""
+    path = tmp_path / "packed.safetensors"
+    report = save_packed(model, path)
+    found = bench(path, rows=(1,), turns=3, table=FAST, memory=False)
+    plain = bench(model, rows=(1,), turns=3, table=FAST)
+    assert [(x.name, x.layout, x.held_bytes) for x in found.layers] == [
+        (x.name, x.layout, x.held_bytes) for x in plain.layers
+    ]
+    assert found.file_bytes == path.stat().st_size
+    sizes = {r.name: r.packed_bytes for r in report.rows}
+    assert [x.file_bytes for x in found.layers] == [sizes[x.name] for x in found.layers]
+    laid = bench(pack(copy.deepcopy(model), include="0", layout="csr"), rows=(1,), turns=3, table=FAST)
+    assert [(x.name, x.layout) for x in laid.layers] == [
+        ("0.weight", "csr"),
+        ("2.weight", "bitmask"),
+        ("3.weight", None),
+    ]
+    assert laid.layers[0].density == plain.layers[0].density
+    both = resident(str(path), {x.name: x.layout for x in found.layers})
+    assert (both is None) == (resident_bytes() is None)
+
+
 def test_chunks(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> None:
     """A model larger than the cache is measured piece by piece, with the same facts; the last piece is not a small one."""
     whole = bench(model, rows=(1,), turns=3, table=FAST)
     monkeypatch.setattr(bench_layers, "cache_bytes", lambda: 192 * 256 * 2)
-    assert [len(c) for c in bench_layers._chunks(matrices(model))] == [1, 2]
+    assert [len(c) for c in bench_layers._chunks(opened(model).matrices)] == [1, 2]
     pieces = bench(model, rows=(1,), turns=3, table=FAST)
     assert [(x.name, x.layout, x.held_bytes) for x in pieces.layers] == [
         (x.name, x.layout, x.held_bytes) for x in whole.layers
@@ -140,7 +169,7 @@ def test_what_layers_there_are() -> None:
         "conv.weight": torch.ones(6, 4, 1, 1), "conv3.weight": torch.ones(6, 4, 3, 3),
         "fc.weight": torch.ones(5, 4), "double.weight": torch.ones(5, 4, dtype=torch.float64),
     }  # fmt: skip
-    found = matrices(tensors)
+    found = opened(tensors).matrices
     assert {m.name: m.shape for m in found} == {
         "conv.weight": (6, 4), "fc.weight": (5, 4), "h.0.attn.c_attn.weight": (12, 4),
     }  # fmt: skip
@@ -174,7 +203,7 @@ def of_times(
     why: str = "because",
 ) -> Bench:
     """A report of given times, of one layer."""
-    layer = Layer("fc", (4, 4), dtype, 0.1, layout, why, 32, 8, seconds)
+    layer = Layer("fc", (4, 4), dtype, 0.1, layout, why, 32, 8, 8, None, seconds)
     totals = []
     for rows, found in seconds.items():
         ratios = {c: Ratio(s / found["packed"], 0.0, 9.0) for c, s in found.items() if c != "packed"}

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from . import bench_words
 from .tables import MOST_ROWS, printed
-from .words import printable, share
+from .words import counted, printable, share
 
 if TYPE_CHECKING:
     from secateur.runtime.bench import Bench
@@ -71,12 +71,14 @@ def _totals(b: Bench) -> Table:
 
 
 def _bytes(b: Bench) -> Iterator[str]:
+    layers = f"weights of {counted(len(b.layers), 'layer')}"
     if b.file_bytes is not None:
-        yield f"file: {size(b.file_bytes)}"
+        held = sum(layer.file_bytes or 0 for layer in b.layers)
+        yield f"file: {size(b.file_bytes)}, of which {layers}: {size(held)}, {8 * held / b.weights:.2f} bits a weight"
     yield (
-        f"weights of {len(b.layers)} layers in memory: {size(b.dense_bytes)} dense, {size(b.held_bytes)} packed, "
-        f"{b.bits:.2f} bits a weight"
+        f"{layers} in a packed file, no codec: {size(b.packed_bytes)}, {8 * b.packed_bytes / b.weights:.2f} bits a weight"
     )
+    yield (f"{layers} in memory: {size(b.dense_bytes)} dense, {size(b.held_bytes)} packed, {b.bits:.2f} bits a weight")
     if b.memory is not None:
         yield (
             f"memory of a process that holds all tensors, measured: {size(b.memory.dense)} dense, "

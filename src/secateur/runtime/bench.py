@@ -18,7 +18,7 @@ from secateur.errors import BadInput
 
 from .bench_layers import INT8, OURS, Laid, measure
 from .bench_memory import Memory, resident
-from .bench_sources import Target, file_bytes, matrices
+from .bench_sources import Target, opened
 from .machine import Machine, cache_bytes, machine
 from .table import Table, active, named, using
 from .timing import Ratio
@@ -39,6 +39,7 @@ class Layer:
         density: share of it that is stored.
         layout: how it lies packed, or ``None`` where it stays dense, and ``why``.
         dense_bytes, held_bytes: in memory, dense in its own dtype and as packing leaves it.
+        packed_bytes, file_bytes: on disk, as `secateur.runtime.files.save_packed` writes it, and as it lies in the target.
         seconds: rows to candidate to the median; candidates are ``"packed"`` (dense where it stays so), ``"float32"``,
             ``"bfloat16"`` and ``"int8"``.
     """
@@ -51,6 +52,8 @@ class Layer:
     why: str
     dense_bytes: int
     held_bytes: int
+    packed_bytes: int
+    file_bytes: int | None
     seconds: Mapping[int, Mapping[str, float]]
 
 
@@ -114,6 +117,11 @@ class Bench:
         return sum(layer.held_bytes for layer in self.layers)
 
     @property
+    def packed_bytes(self) -> int:
+        """Bytes of all layers in a packed file."""
+        return sum(layer.packed_bytes for layer in self.layers)
+
+    @property
     def bits(self) -> float:
         """Bits a weight in memory, packed."""
         return 8 * self.held_bytes / self.weights
@@ -125,7 +133,12 @@ class Bench:
 
     def to_json(self) -> str:
         """The facts as JSON text."""
-        more = {"weights": self.weights, "bits_a_weight": self.bits, "stay_dense": self.dense}
+        more = {
+            "weights": self.weights,
+            "bits_a_weight": self.bits,
+            "packed_bytes": self.packed_bytes,
+            "stay_dense": self.dense,
+        }
         return json.dumps({**asdict(self), **more}, indent=1)
 
     def __str__(self) -> str:
@@ -170,12 +183,13 @@ def bench(
     """
     if not rows or any(not isinstance(n, int) or n < 1 for n in rows) or turns < 3:
         raise BadInput(f"rows are whole numbers above 0, and turns 3 or more; got {tuple(rows)!r} and {turns!r}.")
-    found = matrices(target)
+    found = opened(target)
+    matrices = found.matrices
     with using(table or active()):
-        laid = list(measure(found, rows, turns, lambda done, name: _tell(progress, done, len(found), name)))
+        laid = list(measure(matrices, rows, turns, lambda done, name: _tell(progress, done, len(matrices), name)))
     path = isinstance(target, str | os.PathLike)
     return Bench(
-        str(target) if path else type(target).__name__, machine(), cache_bytes(), file_bytes(target),
+        str(target) if path else type(target).__name__, machine(), cache_bytes(), found.nbytes,
         tuple(_layer(m) for m in laid), tuple(_total(laid, n) for n in rows),
         resident(str(target), {m.matrix.name: m.layout for m in laid}) if path and memory else None,
     )  # fmt: skip
@@ -189,7 +203,8 @@ def _tell(progress: Progress | None, done: int, total: int, name: str) -> None:
 def _layer(m: Laid) -> Layer:
     seconds = {n: {c: statistics.median(s) for c, s in found.items()} for n, found in m.seconds.items()}
     name, shape, dtype = m.matrix.name, m.matrix.shape, named(m.matrix.dtype)
-    return Layer(name, shape, dtype, m.density, m.layout, m.why, m.dense_bytes, m.held_bytes, seconds)
+    sizes = m.dense_bytes, m.held_bytes, m.packed_bytes, m.matrix.file_bytes
+    return Layer(name, shape, dtype, m.density, m.layout, m.why, *sizes, seconds)
 
 
 def _total(laid: Sequence[Laid], rows: int) -> Total:

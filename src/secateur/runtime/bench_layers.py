@@ -13,10 +13,11 @@ from time import perf_counter
 
 import torch
 
-from secateur.core.layouts import Layout, arrange, stored
+from secateur.core.layouts import Layout, stored
 
 from .bench_sources import Matrix
 from .candidates import Run, activations, dense, int8, packed
+from .files import smallest
 from .machine import cache_bytes
 from .table import decide, named
 from .timing import quiet
@@ -44,6 +45,7 @@ class Laid:
     why: str
     dense_bytes: int
     held_bytes: int
+    packed_bytes: int
     seconds: dict[int, Seconds] = field(default_factory=dict)
 
 
@@ -82,10 +84,10 @@ def _candidates(chunk: Sequence[Matrix]) -> tuple[list[Laid], Runs]:
     for m in chunk:
         weight = m.load()
         density = float(stored(weight).double().mean())
-        layout, why = decide(*m.shape, density, m.dtype)
-        parts = None if layout is None else arrange(weight, layout)
+        layout, why = decide(*m.shape, density, m.dtype) if m.layout is None else (m.layout, "it is packed already")
+        parts = None if layout is None else m.parts(layout)
         held = weight.nbytes if parts is None else sum(p.nbytes for p in parts)
-        laid.append(Laid(m, density, layout, why, weight.nbytes, held))
+        laid.append(Laid(m, density, layout, why, weight.nbytes, held, smallest(weight)[0].nbytes))
         if layout is None or parts is None:
             runs.setdefault(OURS, []).append((dense(weight), m.dtype))
         else:

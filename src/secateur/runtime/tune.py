@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.core.layouts import LAYOUTS, Layout, arrange
+from secateur.core.lay_out import arranged
+from secateur.core.layouts import LAYOUTS, Layout
 from secateur.errors import BadInput
 
 from .candidates import BY, Run, activations, copies_of, dense, packed, sparse
@@ -122,7 +123,7 @@ class Subject:
         columns = weight.shape[1]
         self.fits = weight.nbytes <= cache_bytes() // 2
         self.repeats = min(64, max(1, ENOUGH // weight.numel()))
-        laid = {layout: arrange(weight, layout) for layout in LAYOUTS}
+        laid = {layout: arranged(weight, layout) for layout in LAYOUTS}
         self.dense: list[Run] = []
         self.packed: dict[Layout, list[Run]] = {la: [] for la in LAYOUTS}
         for _ in range(copies_of(weight.nbytes)):
