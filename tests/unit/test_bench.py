@@ -150,6 +150,38 @@ def test_a_packed_file_and_a_packed_model(model: nn.Module, tmp_path: Path) -> N
     assert (both is None) == (resident_bytes() is None)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_whole_model(kind: torch.dtype) -> None:
+    """Its time, the share outside linear layers, and its bytes; the model is left as it was."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 128)).to(kind).train()
+    secateur.prune(model, 0.9)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    table = table_of((constant(2.0), constant(1.0)), dtype=str(kind).removeprefix("torch."))
+    x = torch.randn(2, 256)
+    for inputs in (x, (x,), {"input": x}):
+        w = bench(model, inputs, rows=(1,), turns=3, table=table).whole
+        assert w is not None
+        assert {"packed", "float32", "bfloat16"} <= set(w.seconds)
+        assert all(s > 0 for s in w.seconds.values())
+        assert all(0 <= s < 1 for s in w.outside.values())
+        assert w.bytes["float32"] == 2 * w.bytes["bfloat16"] == 4 * sum(p.numel() for p in model.parameters())
+        assert w.bytes["packed"] < 0.4 * w.bytes[str(kind).removeprefix("torch.")]
+        assert w.bytes.get("int8", 0) < 0.3 * w.bytes["float32"]
+    assert all(type(m) in (nn.Sequential, nn.Linear, nn.GELU) and m.training for m in model.modules())
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    text = as_text(bench(model, x, rows=(1,), turns=3, table=table))
+    assert "End to end the packed model is" in text
+    assert "outside its linear layers" in text
+
+
+def test_inputs_that_cannot_be(model: nn.Module) -> None:
+    with pytest.raises(BadInput, match="a tensor, a tuple of arguments or a mapping"):
+        bench(model, [1, 2], rows=(1,), turns=3)
+    with pytest.raises(BadInput, match="inputs go with a model"):
+        bench(model.state_dict(), torch.ones(1), rows=(1,), turns=3)
+
+
 def test_chunks(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> None:
     """A model larger than the cache is measured piece by piece, with the same facts; the last piece is not a small one."""
     whole = bench(model, rows=(1,), turns=3, table=FAST)

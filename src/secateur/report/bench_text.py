@@ -15,6 +15,7 @@ from .words import counted, printable, share
 
 if TYPE_CHECKING:
     from secateur.runtime.bench import Bench
+    from secateur.runtime.bench_model import Whole
 
 OURS = "packed"
 NAMES = {OURS: "packed", "int8": "int8 (dynamic)"}
@@ -28,6 +29,9 @@ def renderables(b: Bench) -> Iterator[RenderableType]:
         yield Text(line)
     yield Text("Sum of the linear layers, one after another; not end to end", style="bold")
     yield _totals(b)
+    if b.whole is not None:
+        yield Text("The whole model, end to end", style="bold")
+        yield _whole(b.whole)
     for said in bench_words.sentences(b):
         yield Text(said)
 
@@ -63,11 +67,27 @@ def _totals(b: Bench) -> Table:
         table.add_column(head, justify="left" if head == "" else "right", no_wrap=True)
     for t in b.totals:
         for name, seconds in t.seconds.items():
-            label = NAMES.get(name, f"dense {name}") + (", the faster dense one" if name == t.faster else "")
             ratio = "" if name == OURS else str(t.ratios[name])
             first = str(t.rows) if name == OURS else ""
-            table.add_row(first, label, f"{1e3 * seconds:.3f}", f"{t.throughput[name]:,.0f}", ratio)
+            table.add_row(first, _label(name, t.faster), f"{1e3 * seconds:.3f}", f"{t.throughput[name]:,.0f}", ratio)
     return table
+
+
+def _whole(w: Whole) -> Table:
+    table = _table()
+    table.add_column("")
+    for head in ("ms", "times as long as packed", "outside its linear layers", "tensors"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, seconds in w.seconds.items():
+        ratio = "" if name == OURS else str(w.ratios[name])
+        table.add_row(
+            _label(name, w.faster), f"{1e3 * seconds:.3f}", ratio, share(w.outside[name], 0), size(w.bytes[name])
+        )
+    return table
+
+
+def _label(name: str, faster: str) -> str:
+    return NAMES.get(name, f"dense {name}") + (", the faster dense one" if name == faster else "")
 
 
 def _bytes(b: Bench) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What packing does for a model on this machine: bytes, memory and time, against torch's dense float32, bfloat16 and int8.
 
 Everything is measured in the call that reports it, and the report names the machine. Time is that of the linear layers one
-after another, by layer and summed; the whole of a model is timed where there is one to run (`secateur.runtime.bench_model`).
+after another, by layer and summed; and that of a whole model, where there are inputs to call it with.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from secateur.errors import BadInput
 
 from .bench_layers import INT8, OURS, Laid, measure
 from .bench_memory import Memory, resident
+from .bench_model import Whole, whole
 from .bench_sources import Target, opened
 from .machine import Machine, cache_bytes, machine
 from .table import Table, active, named, using
@@ -90,6 +93,7 @@ class Bench:
         file_bytes: on disk, or ``None``.
         layers: one for each matrix.
         totals: one for each number of rows.
+        whole: a forward pass of the model; ``None`` without inputs.
         memory: of a process that holds the tensors, measured in a process of its own; ``None`` where it was not.
     """
 
@@ -100,6 +104,7 @@ class Bench:
     layers: tuple[Layer, ...]
     totals: tuple[Total, ...]
     memory: Memory | None
+    whole: Whole | None = None
 
     @property
     def weights(self) -> int:
@@ -154,6 +159,7 @@ class Bench:
 
 def bench(
     target: Target,
+    inputs: Any = None,
     *,
     rows: Sequence[int] = ROWS,
     turns: int = 9,
@@ -165,6 +171,7 @@ def bench(
 
     Args:
         target: a ``.safetensors`` file or a folder of them, a model, or a dict of tensors. Nothing of it is changed.
+        inputs: what the model is called with, to time the whole of it: a tensor, a tuple or a mapping.
         rows: numbers of rows of the activations.
         turns: how often each product is timed, 3 at least.
         table: what says which layers are packed; by default the one that `secateur.runtime.table.active` gives.
@@ -183,15 +190,18 @@ def bench(
     """
     if not rows or any(not isinstance(n, int) or n < 1 for n in rows) or turns < 3:
         raise BadInput(f"rows are whole numbers above 0, and turns 3 or more; got {tuple(rows)!r} and {turns!r}.")
+    if inputs is not None and not isinstance(target, nn.Module):
+        raise BadInput(f"inputs go with a model, which can be called; the target is a {type(target).__name__}.")
     found = opened(target)
     matrices = found.matrices
     with using(table or active()):
         laid = list(measure(matrices, rows, turns, lambda done, name: _tell(progress, done, len(matrices), name)))
+        called = whole(target, inputs, turns) if isinstance(target, nn.Module) and inputs is not None else None
     path = isinstance(target, str | os.PathLike)
     return Bench(
         str(target) if path else type(target).__name__, machine(), cache_bytes(), found.nbytes,
         tuple(_layer(m) for m in laid), tuple(_total(laid, n) for n in rows),
-        resident(str(target), {m.matrix.name: m.layout for m in laid}) if path and memory else None,
+        resident(str(target), {m.matrix.name: m.layout for m in laid}) if path and memory else None, called,
     )  # fmt: skip
 
 

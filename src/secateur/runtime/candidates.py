@@ -55,16 +55,20 @@ BY: Mapping[Route, Table] = {way: Table((), always=way) for way in ROUTES}
 """Tables that are for measuring: one route for everything."""
 
 
-def int8(weight: Tensor, bias: Tensor | None = None) -> Run | None:
-    """torch's dynamic quantisation, `torch.ao.quantization.quantize_dynamic`: int8 weights, activations quantised as they come.
+def int8(weight: Tensor, bias: Tensor | None = None) -> nn.Module | None:
+    """The layer in torch's int8, as `quantised`; takes and gives float32."""
+    layer = quantised(nn.Sequential(dense(weight.float(), None if bias is None else bias.float())))
+    return None if layer is None else layer[0]  # type: ignore[index]
 
-    ``None`` where torch has no kernels for it. Takes and gives float32.
+
+def quantised(model: nn.Module) -> nn.Module | None:
+    """A model with all linear layers in torch's dynamic quantisation, `torch.ao.quantization.quantize_dynamic`.
+
+    Weights are int8, activations are quantised as they come. ``None`` where torch has no kernels for it.
     """
     if set(torch.backends.quantized.supported_engines) <= {"none"}:
         return None
-    layer = dense(weight.float(), None if bias is None else bias.float())
     with warnings.catch_warnings():  # torch says that it will move to another package
         warnings.simplefilter("ignore")
-        quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(layer), {nn.Linear}, dtype=torch.qint8)
-    run: Run = quantised[0]
-    return run
+        made: nn.Module = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    return made
