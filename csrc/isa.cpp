@@ -4,6 +4,11 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace secateur {
 namespace {
 
@@ -21,6 +26,21 @@ bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
+}
+#endif
+
+#ifdef SECATEUR_HAS_product_amx
+// Linux gives a process the tiles only when it asks, and may refuse.
+bool has_amx() {
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16")) return false;
+#ifdef __linux__
+    constexpr long request_permission = 0x1023, tile_data = 18;
+    static const bool granted = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    return granted;
+#else
+    return false;
+#endif
 }
 #endif
 
@@ -45,6 +65,9 @@ std::vector<const ProductKernels*> usable(const ProductKernels*) {
 #endif
 #ifdef SECATEUR_HAS_product_avx512bf16
     if (has_avx512() && __builtin_cpu_supports("avx512bf16")) all.push_back(&products_avx512bf16);
+#endif
+#ifdef SECATEUR_HAS_product_amx
+    if (has_avx512() && __builtin_cpu_supports("avx512bf16") && has_amx()) all.push_back(&products_amx);
 #endif
     return all;
 }

@@ -15,7 +15,7 @@
 namespace secateur {
 namespace {
 
-constexpr uint64_t block_rows = 24;         // rows whose weights are spread out at a time; a multiple of every tile_rows
+constexpr uint64_t most_rows = 64;          // of a block
 constexpr uint64_t block_bytes = 8192;      // of one such row
 constexpr uint64_t ahead = 4096;            // bytes
 constexpr uint64_t least_work = 1 << 17;    // multiplications worth waking a second thread for
@@ -47,7 +47,7 @@ public:
         prepare();
         const uint64_t work = static_cast<uint64_t>(p_.matrix.starts[p_.matrix.rows]) * p_.n + p_.matrix.rows * p_.matrix.columns / 16;
         const unsigned workers = work < least_work ? 1 : pool_size();
-        const uint64_t unit = method_ == by_tile ? block_rows : Rounding::rows;
+        const uint64_t unit = method_ == by_tile ? kernels_.block_rows : Rounding::rows;
         const auto ends = pieces_of(p_.matrix, p_.bitmask, value_width(), unit, workers == 1 ? 1 : 8 * workers);
         std::atomic<size_t> next{0};
         secateur::run(workers, [&](unsigned) {
@@ -65,7 +65,10 @@ private:
             inputs_.lay_out(kernels_, p_, values_.pairs);
         }
         if (method_ == by_skip) inputs_.turn(kernels_.lanes, p_);
+        if (in_panels()) inputs_.turn_pairs(kernels_.lanes, p_.n);
     }
+
+    bool in_panels() const { return method_ == by_tile && values_.pairs && kernels_.panels; }
 
     void rows(uint64_t first, uint64_t last) {
         if (method_ == by_tile) tiled(first, last);
@@ -136,7 +139,8 @@ private:
 
     void tiled(uint64_t first, uint64_t last) {
         const Rounding out(p_);
-        const bool pairs = values_.pairs;
+        const bool pairs = values_.pairs, panels = in_panels();
+        const uint64_t block_rows = kernels_.block_rows;
         const uint64_t width = pairs ? 2 : 4, most = block_bytes / width, padded = p_.matrix.padded;
         Room spread, sums;
         auto* w = spread.of<char>(block_rows * block_bytes);
@@ -145,13 +149,14 @@ private:
             const uint64_t count = std::min<uint64_t>(block_rows, last - r);
             const uint64_t whole = (count + kernels_.tile_rows - 1) / kernels_.tile_rows * kernels_.tile_rows;
             std::memset(found, 0, whole * p_.n * sizeof *found);
-            uint64_t done[block_rows];
+            uint64_t done[most_rows];
             for (uint64_t a = 0; a < count; ++a) done[a] = static_cast<uint64_t>(p_.matrix.starts[r + a]);
             for (uint64_t k = 0; k < padded; k += most) {
                 const uint64_t columns = std::min(most, padded - k);
                 std::memset(w + count * columns * width, 0, (whole - count) * columns * width);
                 for (uint64_t a = 0; a < count; ++a) spread_row(r + a, k, columns, done[a], w + a * columns * width);
-                kernels_.tile[pairs](w, whole, inputs_.row(0, k), inputs_.stride(), p_.n, columns, found);
+                const void* x = panels ? inputs_.panel(0, k) : inputs_.row(0, k);
+                kernels_.tile[pairs](w, whole, x, inputs_.stride(), p_.n, columns, found);
             }
             out.put(found, p_.n, r, count, 0, p_.n);
         }

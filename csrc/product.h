@@ -38,10 +38,13 @@ struct ValueKernels {
 
 struct ProductKernels {
     const char* name;
-    int lanes;      // floats in a vector
-    int tile_rows;
+    uint64_t lanes;       // floats in a vector
+    uint64_t block_rows;  // rows whose weights are spread out at a time, a multiple of tile_rows
+    uint64_t tile_rows;
+    bool panels;          // tile[1] wants its inputs in panels of `lanes`, each (columns / 2, lanes, 2)
     ValueKernels of[3];
     // sums[r * n + i] += w[r] · x[i], for a multiple of tile_rows rows and 64 columns; of floats, and of pairs of bf16.
+    // The inputs lie `stride` elements apart.
     void (*tile[2])(const void* w, uint64_t rows, const void* x, uint64_t stride, uint64_t n, uint64_t columns, float* sums);
     // sums = Σ values[j] x[columns[j]] over `vectors`, 1 or 2, of inputs, x being (columns, vectors * lanes): of floats, and of
     // bf16.
@@ -54,6 +57,7 @@ extern const ProductKernels products_base;
 extern const ProductKernels products_avx2;
 extern const ProductKernels products_avx512;
 extern const ProductKernels products_avx512bf16;
+extern const ProductKernels products_amx;
 
 enum Method : int { by_direct = 0, by_skip = 1, by_tile = 2 };
 

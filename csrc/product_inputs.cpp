@@ -104,26 +104,33 @@ bool Inputs::lay_out(const ProductKernels& kernels, const Product& p, bool narro
     return all;
 }
 
-void Inputs::turn(int lanes, const Product& p) {
+void Inputs::turn(uint64_t lanes, const Product& p) {
     lanes_ = lanes;
-    vectors_ = p.n > static_cast<uint64_t>(lanes) ? 2 : 1;
-    if (width_ == 2) turn_as<uint16_t>(p.n);
-    else turn_as<float>(p.n);
+    vectors_ = p.n > lanes ? 2 : 1;
+    if (width_ == 2) turn_as<uint16_t>(stride_, p.n);
+    else turn_as<float>(stride_, p.n);
+}
+
+void Inputs::turn_pairs(uint64_t lanes, uint64_t n) {
+    lanes_ = lanes;
+    vectors_ = 1;
+    turn_as<uint32_t>(stride_ / 2, n);
 }
 
 template <class T>
-void Inputs::turn_as(uint64_t n) {
-    const uint64_t wide = panel_lanes(), panels = (n + wide - 1) / wide, blocks = stride_ / 64;
-    panels_ = panels_room_.of<char>(std::max<uint64_t>(1, panels * wide * stride_ * sizeof(T)));
+void Inputs::turn_as(uint64_t columns, uint64_t n) {
+    constexpr uint64_t block = 32;
+    const uint64_t wide = panel_lanes(), panels = (n + wide - 1) / wide, blocks = columns / block;
+    panels_ = panels_room_.of<char>(std::max<uint64_t>(1, panels * wide * columns * sizeof(T)));
     const auto* from = reinterpret_cast<const T*>(rows_);
     std::atomic<uint64_t> next{0};
-    run(n * stride_ < least_work ? 1 : pool_size(), [&](unsigned) {
+    run(n * columns < least_work ? 1 : pool_size(), [&](unsigned) {
         for (uint64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < panels * blocks;) {
-            const uint64_t panel = i / blocks, k = i % blocks * 64;
-            T* to = reinterpret_cast<T*>(panels_) + panel * wide * stride_ + k * wide;
+            const uint64_t panel = i / blocks, k = i % blocks * block;
+            T* to = reinterpret_cast<T*>(panels_) + (panel * columns + k) * wide;
             for (uint64_t lane = 0; lane < wide; ++lane) {
                 const uint64_t input = panel * wide + lane;
-                for (uint64_t c = 0; c < 64; ++c) to[c * wide + lane] = input < n ? from[input * stride_ + k + c] : T{0};
+                for (uint64_t c = 0; c < block; ++c) to[c * wide + lane] = input < n ? from[input * columns + k + c] : T{0};
             }
         }
     });

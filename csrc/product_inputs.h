@@ -36,23 +36,28 @@ public:
     bool lay_out(const ProductKernels& kernels, const Product& p, bool narrow);
 
     // Turns them: panel i holds inputs i * panel_lanes() …, (columns, panel_lanes()), in the form that they have.
-    void turn(int lanes, const Product& p);
+    void turn(uint64_t lanes, const Product& p);
+
+    // The same of bf16, a panel being (columns / 2, lanes, 2).
+    void turn_pairs(uint64_t lanes, uint64_t n);
 
     const void* row(uint64_t i, uint64_t column = 0) const { return rows_ + (i * stride_ + column) * width_; }
     uint64_t stride() const { return stride_; }
-    const void* panel(uint64_t i) const { return panels_ + i * stride_ * panel_lanes() * width_; }
+    const void* panel(uint64_t i, uint64_t column = 0) const {
+        return panels_ + (i * stride_ + column) * panel_lanes() * width_;
+    }
     int panel_vectors() const { return vectors_; }
     uint64_t panel_lanes() const { return static_cast<uint64_t>(vectors_) * lanes_; }
 
 private:
     template <class T>
-    void turn_as(uint64_t n);
+    void turn_as(uint64_t columns, uint64_t n);
 
     Room rows_room_, panels_room_;
     char* rows_ = nullptr;
     char* panels_ = nullptr;
-    uint64_t stride_ = 0, width_ = 0;
-    int vectors_ = 1, lanes_ = 1;
+    uint64_t stride_ = 0, width_ = 0, lanes_ = 1;
+    int vectors_ = 1;
 };
 
 }  // namespace secateur

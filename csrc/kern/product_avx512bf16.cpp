@@ -1,38 +1,7 @@
 // AVX-512 that multiplies bf16 in pairs: Cooper Lake, Sapphire Rapids, Zen 4 and later.
-#include "product_avx512.h"
-
-namespace {
-
-struct Pairs : Floats {
-    using Elem = uint16_t;
-    static constexpr int step = 32;
-    static __m512 load(const uint16_t* p) { return _mm512_loadu_ps(p); }
-    static void store(uint16_t* p, __m512 a) { _mm512_storeu_ps(p, a); }
-    static __m512 dot(__m512 acc, __m512 a, __m512 b) {
-        __m512bh left, right;
-        __builtin_memcpy(&left, &a, sizeof a);
-        __builtin_memcpy(&right, &b, sizeof b);
-        return _mm512_dpbf16_ps(acc, left, right);
-    }
-};
-
-struct BF16Pairs {
-    using C = Pairs;
-    using Wide = Floats;
-    using Value = uint16_t;
-    using Mask = uint32_t;
-    static __m512 expand(const Value* p, Mask m) {
-        return _mm512_castsi512_ps(
-            _mm512_mask_expand_epi16(fresh_zeros<__m512i>(), m, in_register(_mm512_loadu_si512(p))));
-    }
-    static Value one(Value a) { return a; }
-    static float wide_one(Value a) { return BF16::one(a); }
-    static __m512 wide(const Value* p) { return BF16::wide(p); }
-};
-
-}  // namespace
+#include "product_avx512bf16.h"
 
 const secateur::ProductKernels secateur::products_avx512bf16 = {
-    "avx512bf16", 16, 6, {values_of<F32>(false), values_of<BF16Pairs>(true), values_of<F16>(false)},
+    "avx512bf16", 16, 24, 6, false, {values_of<F32>(false), values_of<BF16Pairs>(true), values_of<F16>(false)},
     {tile<Floats, 6>, tile<Pairs, 6>}, {skip<Floats, Wide>, skip<Floats, Narrow>}, list,
 };

@@ -11,7 +11,10 @@ import pytest
 
 KERNELS = Path(__file__).parents[2] / "csrc" / "kern"
 AVX512 = ["-march=x86-64-v4", "-mavx512vbmi", "-mavx512vbmi2"]
-FLAGS = {"base": [], "avx2": ["-march=x86-64-v3"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+FLAGS = {
+    "base": [], "avx2": ["-march=x86-64-v3"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"],
+    "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
+}  # fmt: skip
 
 pytestmark = [
     pytest.mark.skipif(not (shutil.which("nm") and shutil.which("c++")), reason="needs nm and a C++ compiler"),
