@@ -51,6 +51,8 @@ MATTER = (1, 16, 128)
 VERSION = 1
 NAMES = {named(d): d for d in DTYPES}
 MOST_STEPS, MOST_RATIO, MOST_BYTES, LARGEST = 64, 1e4, 8 << 20, 1 << 40
+FOR_BFLOAT16 = {"avx512bf16": "avx512", "amx": "avx512"}
+"""Kernels that are others for bfloat16 alone, and what they are for the rest."""
 EXPAND_FROM = 256
 """Rows from which a matrix is expanded where no table says so."""
 
@@ -253,7 +255,7 @@ def key(dtype: torch.dtype) -> str:
     """
     kernels = _kernels()
     if dtype != torch.bfloat16:
-        kernels = kernels.removesuffix("bf16")  # which is about bfloat16 alone
+        kernels = FOR_BFLOAT16.get(kernels, kernels)
     return kernels + _dense(dtype)
 
 
