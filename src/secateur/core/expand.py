@@ -14,7 +14,7 @@ from secateur.native import products as kernels
 
 from .layouts import PAD, Layout, Parts, restore
 
-PANEL = 1 << 21
+PANEL = 1 << 22
 """Bytes of a panel, about: larger ones leave the cache before they are multiplied, smaller ones are multiplied more slowly."""
 
 
@@ -45,13 +45,18 @@ def expanded(x: Tensor, parts: Parts, layout: Layout, columns: int, bias: Tensor
     step = max(1, min(rows, PANEL // max(1, padded * kind.itemsize)))
     room = x.new_empty((step, padded), dtype=kind) if compiled else None
     wide, bias = x.to(kind), None if bias is None else bias.to(kind)
+    if step >= rows:
+        return _product(wide, _panel(parts, layout, columns, 0, rows, room), bias).to(x.dtype)
     out = x.new_empty((len(x), rows))
     for first in range(0, rows, step):
         last = min(first + step, rows)
-        weight = _panel(parts, layout, columns, first, last, room).t()
-        some = slice(first, last)
-        out[:, some] = torch.mm(wide, weight) if bias is None else torch.addmm(bias[some], wide, weight)
+        weight = _panel(parts, layout, columns, first, last, room)
+        out[:, first:last] = _product(wide, weight, None if bias is None else bias[first:last])
     return out
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
 
 
 def _panel(parts: Parts, layout: Layout, columns: int, first: int, last: int, room: Tensor | None) -> Tensor:
