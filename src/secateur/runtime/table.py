@@ -5,8 +5,8 @@ sizes, densities and numbers of rows. Two routes lead through a layout: ``kernel
 makes it dense again, a panel at a time, for torch's own product, which pays where rows are many.
 
 Reading between what was measured takes the *least* of the neighbours on every axis, and nothing is gained outside: below the
-smallest matrix, above the highest density or, by the kernel, above the most rows, the ratio is 0. Larger and sparser
-matrices, and more rows on the expanded route, count as the last that was measured.
+smallest matrix and above the highest density the ratio is 0. Larger and sparser matrices, and more rows, count as the last
+that was measured: their time is that many times longer, packed and dense.
 
 The choice depends on the table, the kind of processor and the matrix alone, never on the clock or on the number of threads: the
 same machine gives the same bits.
@@ -86,7 +86,7 @@ class Grid:
             _near(self.out, out_features), _near(self.columns, in_features),
             _near(self.densities, max(density, self.densities[0])), _near(self.rows, max(rows, 1)),
         )  # fmt: skip
-        if density > self.densities[-1] or (route == "kernel" and rows > self.rows[-1]):
+        if density > self.densities[-1]:
             return 0.0
         sizes = len(self.columns), len(self.densities), len(self.rows)
         flat = (((o * sizes[0] + c) * sizes[1] + d) * sizes[2] + r for o, c, d, r in product(*where))
