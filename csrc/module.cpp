@@ -6,7 +6,7 @@
 #include "bins.h"
 #include "drive.h"
 #include "isa.h"
-#include "packing.h"
+#include "packing_module.h"
 #include "pool.h"
 #include "product_module.h"
 #include "select.h"
@@ -76,38 +76,6 @@ nb::tuple py_nm(uintptr_t ptr, uint64_t outer, uint64_t groups, uint64_t of, uin
         return prune_groups(kernels(), array(ptr, outer * groups * of * inner, width), {of, inner, prune, write});
     });
     return nb::make_tuple(t.below, t.zeros, t.min_above, t.max_key);
-}
-
-Bits bits_at(uintptr_t ptr, uint64_t rows, uint64_t columns) { return {bytes_at(ptr), rows, columns}; }
-
-void py_mark(uintptr_t ptr, uint64_t rows, uint64_t columns, int width, uintptr_t bits_ptr) {
-    released([&] { mark(array(ptr, rows * columns, width), bits_at(bits_ptr, rows, columns)); });
-}
-
-void py_count_rows(uintptr_t bits_ptr, uint64_t rows, uint64_t columns, uintptr_t counts_ptr) {
-    released([&] { count_rows(bits_at(bits_ptr, rows, columns), int64s(counts_ptr)); });
-}
-
-void py_collect(uintptr_t ptr, uint64_t rows, uint64_t columns, int width, uintptr_t bits_ptr, uintptr_t starts_ptr,
-                uintptr_t values_ptr) {
-    released([&] {
-        collect(array(ptr, rows * columns, width), bits_at(bits_ptr, rows, columns), int64s(starts_ptr),
-                bytes_at(values_ptr));
-    });
-}
-
-void py_spread(uintptr_t ptr, uint64_t rows, uint64_t columns, int width, uintptr_t bits_ptr, uintptr_t starts_ptr,
-               uintptr_t values_ptr) {
-    released([&] {
-        spread(array(ptr, rows * columns, width), bits_at(bits_ptr, rows, columns), int64s(starts_ptr),
-               bytes_at(values_ptr));
-    });
-}
-
-void py_list_columns(uintptr_t bits_ptr, uint64_t rows, uint64_t columns, uintptr_t starts_ptr, uintptr_t out_ptr) {
-    released([&] {
-        list_columns(bits_at(bits_ptr, rows, columns), int64s(starts_ptr), reinterpret_cast<uint16_t*>(out_ptr));
-    });
 }
 
 using Addresses = std::vector<uintptr_t>;
@@ -202,12 +170,6 @@ NB_MODULE(_native, m) {
     m.def("keep", &py_keep, "ptr"_a, "n"_a, "width"_a, "bits_ptr"_a);
     m.def("live", &py_live, "ptr"_a, "n"_a, "width"_a, "bits_ptr"_a);
     m.def("nm", &py_nm, "ptr"_a, "outer"_a, "groups"_a, "of"_a, "inner"_a, "prune"_a, "width"_a, "write"_a);
-    m.def("mark", &py_mark, "ptr"_a, "rows"_a, "columns"_a, "width"_a, "bits_ptr"_a);
-    m.def("count_rows", &py_count_rows, "bits_ptr"_a, "rows"_a, "columns"_a, "counts_ptr"_a);
-    m.def("collect", &py_collect, "ptr"_a, "rows"_a, "columns"_a, "width"_a, "bits_ptr"_a, "starts_ptr"_a,
-          "values_ptr"_a);
-    m.def("spread", &py_spread, "ptr"_a, "rows"_a, "columns"_a, "width"_a, "bits_ptr"_a, "starts_ptr"_a,
-          "values_ptr"_a);
-    m.def("list_columns", &py_list_columns, "bits_ptr"_a, "rows"_a, "columns"_a, "starts_ptr"_a, "out_ptr"_a);
     bind_products(m);
+    bind_packing(m);
 }

@@ -1,47 +1,82 @@
-"""Models with zeros in them, and how near the product of a packed layer has to be."""
+"""Pruned weights to pack, a packed file that is as it should be, and ways to change it into one that is not."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
-from torch import Tensor, nn
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-M = TypeVar("M", bound=nn.Module)
-LAYOUTS = ("bitmask", "csr")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+import secateur
+from secateur.core.packed import Encoding
+from secateur.runtime.files import save_packed
+from secateur.stores.safetensors_file import PACKED
+from tests.unit.hub import state
 
+with_zstd = pytest.mark.skipif(importlib.util.find_spec("zstandard") is None, reason="zstandard is not installed")
+codecs = pytest.mark.parametrize("codec", [None, pytest.param("zstd", marks=with_zstd)])
 
-def sparse_(model: M, density: float = 0.2, seed: int = 0) -> M:
-    """The model, with that share of the elements of its matrices left, the same in every call."""
-    g = torch.Generator().manual_seed(seed)
-    for p in model.parameters():
-        if p.dim() > 1:
-            p.data[torch.rand(p.shape, generator=g) >= density] = 0
-    return model
-
-
-def net() -> nn.Sequential:
-    """Two linear layers and what lies between them."""
-    torch.manual_seed(0)
-    return sparse_(nn.Sequential(nn.Linear(96, 80), nn.ReLU(), nn.LayerNorm(80), nn.Linear(80, 50, bias=False)))
+Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
+"""Changes the tensors of a file, or the JSON that describes them."""
 
 
-def bits(t: Tensor) -> bytes:
-    """The bytes of a tensor."""
-    return t.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+def pruned() -> dict[str, Tensor]:
+    """What lies in real files, and a matrix that each encoding is the smallest for."""
+    g = torch.Generator().manual_seed(1)
+    more = {
+        "mask.weight": torch.randn(64, 43, generator=g), "lean.weight": torch.randn(64, 200, generator=g).bfloat16(),
+        "pairs.weight": torch.randn(32, 64, generator=g), "full.weight": torch.randn(40, 40, generator=g),
+        "kernel.weight": torch.randn(16, 8, 3, 3, generator=g).half(), "none.weight": torch.zeros(64, 64),
+    }  # fmt: skip
+    for name, share in (("mask.weight", 0.5), ("lean.weight", 0.98), ("kernel.weight", 0.8)):
+        secateur.prune(more[name], share)
+    secateur.prune(more["pairs.weight"], pattern="2:4")
+    return {**state(), "fft": torch.randn(2, 2, generator=g, dtype=torch.complex64), **more}
 
 
-def state(model: nn.Module) -> dict[str, bytes]:
-    """The bytes of everything in a state, in its order."""
-    return {name: bits(t) for name, t in model.state_dict().items()}
+ENCODED: dict[str, Encoding] = {
+    "mask.weight": "bitmask", "lean.weight": "csr-u16", "pairs.weight": "2:4", "kernel.weight": "bitmask",
+    "none.weight": "bitmask",
+}  # fmt: skip
+"""How those of `pruned` lie that gain by it; nothing at all is in ``none.weight``."""
 
 
-def near(got: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a product is right: against float64, within what sums in float32 and one rounding to the dtype may lose."""
-    wide, matrix = x.double(), weight.double()
-    want, size = wide @ matrix.t(), wide.abs() @ matrix.abs().t()
-    if bias is not None:
-        want, size = want + bias.double(), size + bias.double().abs()
-    allowed = 2 * torch.finfo(got.dtype).eps * want.abs() + matrix.shape[1] * torch.finfo(torch.float32).eps * size
-    return got.shape == want.shape and bool(((got.double() - want).abs() <= allowed + 1e-30).all())
+def bits_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...], bytes]]:
+    """What must not change of tensors."""
+    return {n: (t.dtype, tuple(t.shape), t.reshape(-1).view(torch.uint8).numpy().tobytes()) for n, t in tensors.items()}
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as f:
+        return dict(f.metadata() or {})
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """What the JSON of a packed file says of its tensors."""
+    tensors: dict[str, Any] = json.loads(metadata_of(path)[PACKED])["tensors"]
+    return tensors
+
+
+def valid(folder: Path, codec: str | None = None) -> Path:
+    """A packed file with every encoding in it."""
+    path = folder / "packed.safetensors"
+    keep = ("fc.weight", "scale", *ENCODED)
+    save_packed({n: t for n, t in pruned().items() if n in keep}, path, codec=codec)
+    return path
+
+
+def changed(path: Path, change: Change) -> Path:
+    """A packed file with a lie in it: whole safetensors, which says something else than it holds."""
+    tensors, metadata = load_file(path), metadata_of(path)
+    facts = json.loads(metadata[PACKED])
+    change(tensors, facts)
+    bad = path.with_name("bad.safetensors")
+    save_file(tensors, bad, metadata={**metadata, PACKED: json.dumps(facts)})
+    return bad

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.core.layouts import arrange
 from secateur.errors import BadInput, NotDefined
 from secateur.runtime.ops import packed_linear, packed_weight
-from tests.unit.packing import LAYOUTS, near
+from tests.unit.packed_nets import LAYOUTS, near
 
 # What torch's own tools say of torch.
 pytestmark = [

@@ -22,7 +22,7 @@ def mark(matrix: Tensor) -> Tensor:
     if native.available():
         return packing.mark(matrix)
     rows, columns = matrix.shape
-    wide = torch.zeros((rows, -(-columns // 8) * 8), dtype=torch.bool)
+    wide = torch.zeros((rows, -(-columns // 8) * 8), dtype=torch.bool, device=matrix.device)
     wide[:, :columns] = stored(matrix)
     return pack(wide).view(rows, -1)
 
@@ -45,8 +45,7 @@ def spread(values: Tensor, bits: Tensor, columns: int) -> Tensor:
     if native.available():
         return packing.spread(values, bits, columns)
     out = values.new_zeros((len(bits), columns))
-    out[_marked(bits, columns)] = values
-    return out
+    return out.masked_scatter_(_marked(bits, columns), values)  # a single NaN keeps its bits
 
 
 def columns_of(bits: Tensor, columns: int) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from secateur.errors import NotDefined
 
-from .bit_rows import columns_of, row_starts
-from .layouts import MOST_COLUMNS, PAD, Layout, Parts
+from .bit_rows import columns_of, row_starts, spread
+from .layouts import MOST_COLUMNS, PAD, Layout, Parts, restore
 from .packed import Encoding, Packed, decode, encode
 
 ENCODING: Mapping[Layout, Encoding] = {"bitmask": "bitmask", "csr": "csr-u16"}
@@ -31,6 +31,21 @@ def arranged(weight: Tensor, layout: Layout) -> Parts:
         ([2, 5], [2.0, 3.0, 5.0], [0, 1, 3])
     """
     return lay_out(encode(weight, ENCODING[layout]), layout)
+
+
+def restored(parts: Parts, layout: Layout, columns: int) -> Tensor:
+    """What `secateur.core.layouts.restore` gives, by native kernels where there are any.
+
+    Example:
+        >>> restored(arranged(torch.tensor([[0.0, 2.0], [3.0, 0.0]]), "bitmask"), "bitmask", 2)
+        tensor([[0., 2.],
+                [3., 0.]])
+    """
+    where, values, _ = parts
+    if layout == "csr":
+        return restore(parts, layout, columns)
+    wide = where.shape[1] * 8
+    return spread(values[: len(values) - PAD], where, wide)[:, :columns].contiguous()
 
 
 def lay_out(packed: Packed, layout: Layout) -> Parts:

@@ -35,7 +35,7 @@ from torch import Tensor
 from secateur.errors import BadInput, NotDefined
 
 from .bit_rows import collect, columns_of, mark, row_starts, spread
-from .layouts import MOST_COLUMNS, stored
+from .layouts import MOST_COLUMNS
 
 Encoding = Literal["dense", "bitmask", "csr-u16", "2:4"]
 ENCODINGS: tuple[Encoding, ...] = ("dense", "2:4", "bitmask", "csr-u16")
@@ -265,7 +265,8 @@ def _check_values(packed: Packed) -> None:
         rises[first[(first > 0) & (first < packed.count)] - 1] = True  # into another row
         if not bool(rises.all()):
             raise BadInput("the columns of a row must ascend.")
-    if packed.encoding != "2:4" and not bool(stored(packed.parts["values"]).all()):
+    words = packed.parts["values"].view({2: torch.int16, 4: torch.int32}[packed.dtype.itemsize])
+    if packed.encoding != "2:4" and int(words.count_nonzero()) < packed.count:  # many times as fast as all()
         raise BadInput("a value is +0.0, which is what is not stored.")
 
 

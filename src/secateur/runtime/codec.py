@@ -58,7 +58,7 @@ def compress(packed: Packed) -> dict[str, Tensor]:
         elif name == "columns":
             words = _steps(words, packed.parts["starts"].numpy())
         frames = [compressor.compress(plane) for plane in _planes(words, part.dtype in FLOATS)]
-        out[name] = torch.frombuffer(bytearray(b"".join(frames)), dtype=torch.uint8)
+        out[name] = torch.from_numpy(np.frombuffer(bytearray(b"".join(frames)), dtype=np.uint8))
     return out
 
 

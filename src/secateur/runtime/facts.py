@@ -29,6 +29,11 @@ class PackedRow:
     packed_bytes: int
 
     @property
+    def plain(self) -> bool:
+        """Whether the tensor lies in the packed file as in any other."""
+        return self.encoding == "dense" and self.codec is None
+
+    @property
     def bits_per_weight(self) -> float:
         """Bits in the packed file for each element; 0 of none."""
         elements = math.prod(self.shape)
@@ -60,8 +65,8 @@ class PackedReport:
 
     @property
     def packed(self) -> tuple[PackedRow, ...]:
-        """The tensors that do not lie in the packed file as in any other."""
-        return tuple(r for r in self.rows if r.encoding != "dense" or r.codec is not None)
+        """The tensors that are not plain."""
+        return tuple(r for r in self.rows if not r.plain)
 
     @property
     def ratio(self) -> float:

@@ -78,9 +78,9 @@ def save_packed(
         refuse_suffix(out, "path")
         folder, files, place = None, [in_memory(target, out.name)], refuse_place(out, overwrite)
         sizes = [sum(i.nbytes for i in files[0].items)]
-    by_name = {f.file: f for f in files}
+    by_name, taken = {f.file: f for f in files}, {i.name for f in files for i in f.items}
     with staged(place, overwrite, sum(sizes) + max(sizes)) as stage:  # what is spooled lies beside what is written
-        after = _written(folder, stage, list(by_name), _marked, lambda f, at: _pack(by_name[f], at, codec, rows))
+        after = _written(folder, stage, list(by_name), _marked, lambda f, at: _pack(by_name[f], at, codec, taken, rows))
     return PackedReport(str(out), sum(sizes), after, tuple(rows))
 
 
@@ -163,10 +163,9 @@ def _unmarked(file: str) -> str:
     return file.removesuffix(suffix).removesuffix(MARK) + suffix
 
 
-def _pack(source: Source, path: Path, codec: str | None, rows: list[PackedRow]) -> dict[str, int]:
-    """Writes one packed file."""
+def _pack(source: Source, path: Path, codec: str | None, taken: set[str], rows: list[PackedRow]) -> dict[str, int]:
+    """Writes one packed file; ``taken`` are the names of all tensors, in any file."""
     known: dict[str, dict[str, Any]] = {}
-    taken = {i.name for i in source.items}
     with spool(path.parent) as room:
         for item in source.items:
             packed, used = None, None

@@ -156,6 +156,6 @@ def _row(spec: Spec, t: Tensor, site: Site | None, table: Table | None) -> Model
     if site is None or t.device.type != "cpu":
         return ModelRow(spec.name, spec.shape, dtype, None, None, size, size, spec.skip or f"it is on {t.device}")
     stored = count_stored(t)
-    choice = judged(site, None, table)
+    choice = judged(site, t, None, table)
     why = choice.why if choice.layout is None else f"it is not packed; as {choice.layout} it would be"
     return ModelRow(spec.name, spec.shape, dtype, stored, None, size, size, why)

@@ -27,6 +27,7 @@ from secateur.core.parts import check
 from secateur.errors import BadInput, BadTensor, NotDefined
 
 from .ops import packed_linear, packed_weight
+from .table import named
 from .weight import PackedWeight
 
 WHERE: Mapping[Layout, str] = {"bitmask": "packed_bits", "csr": "packed_columns"}
@@ -129,8 +130,8 @@ class PackedLayer(nn.Module):
             raise NotDefined("packed layers cannot be emptied: take the weights back first, secateur.unpack(model).")
         if new[VALUES].dtype not in DTYPES:
             raise NotDefined(
-                f"packed layers are float32, bfloat16 or float16, and cannot become {new[VALUES].dtype}. Take the weights back "
-                "with secateur.unpack(model) first."
+                f"packed layers are float32, bfloat16 or float16, and cannot become {named(new[VALUES].dtype)}. Take the "
+                "weights back with secateur.unpack(model) first."
             )
         self._without_parts(lambda: super(PackedLayer, self)._apply(fn, recurse), new)
         return self
@@ -204,7 +205,7 @@ class PackedLinear(PackedLayer):
     Example:
         >>> from secateur.core.layouts import arrange
         >>> layer = nn.Linear(256, 256)
-        >>> become(layer, PackedLinear, arrange(torch.eye(256), "bitmask"), "bitmask")
+        >>> become(layer, PackedLinear, arrange(torch.eye(256), "bitmask"), "bitmask", {})
         PackedLinear(256, 256, bias=True, sparsity=0.9961, layout=bitmask, 1.41 bits a weight)
         >>> layer.weight.shape, layer.weight.sum()
         (torch.Size([256, 256]), tensor(256.))
@@ -268,7 +269,9 @@ class PackedConv(PackedLayer):
         return out.contiguous() if input.is_contiguous() else out
 
 
-def become(layer: nn.Module, kind: type[PackedLayer], parts: Parts, layout: Layout) -> PackedLayer:
+def become(
+    layer: nn.Module, kind: type[PackedLayer], parts: Parts, layout: Layout, biases: dict[nn.Parameter, nn.Parameter]
+) -> PackedLayer:
     """Makes a layer a packed one of this kind, in place; its weight goes, its bias no longer asks for gradients.
 
     Args:
@@ -276,6 +279,7 @@ def become(layer: nn.Module, kind: type[PackedLayer], parts: Parts, layout: Layo
         kind: its packed class.
         parts: of its weight, as a matrix.
         layout: the layout that they are in.
+        biases: what became of the biases of other layers, of which this one's may be one.
 
     Returns:
         The layer.
@@ -286,7 +290,7 @@ def become(layer: nn.Module, kind: type[PackedLayer], parts: Parts, layout: Layo
     weight, bias = held.pop("weight"), held["bias"]
     assert weight is not None
     if bias is not None:
-        held["bias"] = nn.Parameter(bias.detach(), requires_grad=False)
+        held["bias"] = biases.setdefault(bias, nn.Parameter(bias.detach(), requires_grad=False))
     layer.packed_from = before
     layer.packed_trained = frozenset(
         k for k, p in (("weight", weight), ("bias", bias)) if p is not None and p.requires_grad

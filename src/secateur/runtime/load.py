@@ -17,10 +17,10 @@ from secateur.stores.safetensors_file import DTYPES as CODES
 
 from .format import PackedSource
 from .layers import PackedConv1D, PackedLayer, become
-from .modules import check_layout, count_stored, pack, require_module
+from .modules import check_layout, judged, pack, require_module
 from .sites import Site, survey
 from .slots import Slot, computed, matched, read, slots_of, some
-from .table import Table, decide
+from .table import Table
 from .unfilled import unfilled
 
 
@@ -156,7 +156,7 @@ def _fill(
     packed: list[tuple[Site, Parts, Layout]] = []
     for slot, stored in zip(slots, taken, strict=True):
         found, site = read(source, stored), sites.get(slot.names[0])
-        chosen = None if site is None else layout or _chosen(site, found, table)
+        chosen = None if site is None else judged(site, found.parts["values"], layout, table).layout
         if site is None or chosen is None:
             dense.append((slot, decode(found)))
         else:
@@ -165,9 +165,10 @@ def _fill(
         module._buffers[leaf] = value
     for slot, value in dense:
         slot.fill(value)
+    biases: dict[nn.Parameter, nn.Parameter] = {}
     for site, parts, chosen in packed:
         for layer in site.layers:
-            become(layer, site.kind, parts, chosen)
+            become(layer, site.kind, parts, chosen, biases)
     return model
 
 
@@ -189,11 +190,6 @@ def _sites(
             for layer in site.layers
         )
     }
-
-
-def _chosen(site: Site, found: Packed, table: Table | None) -> Layout | None:
-    rows, columns = site.matrix.shape
-    return decide(rows, columns, count_stored(found.parts["values"]) / (rows * columns), found.dtype, table).layout
 
 
 def _parts(site: Site, found: Packed, layout: Layout) -> Parts:

@@ -14,7 +14,7 @@ from secateur.core.layouts import LAYOUTS, MOST_COLUMNS, Layout
 from secateur.errors import BadInput, BadTensor, NotDefined, NothingChosen, SecateurWarning
 from secateur.stores.base import filtered
 
-from .layers import PackedLayer, become, give_back
+from .layers import PackedConv, PackedLayer, become, give_back
 from .mapped import Mappings, copy_out
 from .sites import Site, survey
 from .table import Choice, Table, decide
@@ -33,10 +33,14 @@ def pack(
     """Replaces pruned layers by packed ones, in place: smaller in memory, faster, and for inference only.
 
     Linear layers, the ``Conv1D`` of transformers and 1×1 convolutions can be packed, in float32, bfloat16 and float16, on the
-    CPU. A layer of which too few weights are zero stays dense, and so does one whose weight is used by anything that does not
-    call the layer; `secateur.runtime.inventory.packed_report` says which and why. Layers stay the objects that they are, with
-    their hooks; the memory of a dense weight is free as soon as nothing else holds it. The results are those of the pruned
-    model, to the accuracy of its dtype. If packing fails half way, what was packed is unpacked again.
+    CPU. A layer that would gain too little stays dense, and so does one whose weight is used by anything that does not call the
+    layer; `secateur.runtime.inventory.packed_report` says which and why. A convolution is packed where it is named in full or a
+    layout is given: what it gains depends on the size of its images, and large ones lose.
+
+    Layers stay the objects that they are, with their hooks. The memory of a dense weight is free as soon as nothing else holds
+    it; where weights lie in a mapped file, as transformers loads them, the model's other tensors are copied out of it, since
+    the whole file stays as long as one of them is there. The results are those of the pruned model, to the accuracy of its
+    dtype. If packing fails half way, what was packed is unpacked again.
 
     A packed model has another ``state_dict`` (see `secateur.runtime.layers`), and its layers refuse to be trained; the way
     back is `unpack`. Code that reads ``layer.weight`` finds the whole weight, made anew each time that it is read.
@@ -74,13 +78,14 @@ def pack(
     check_layout(layout)
     planned = _planned(model, include, ignore, layout, table)
     done: list[PackedLayer] = []
+    biases: dict[nn.Parameter, nn.Parameter] = {}
     mappings = Mappings()
     files = {file for one in planned if (file := mappings.file(one.site.weight)) is not None}
     try:
         while planned:  # a site holds its dense weight, so that none outlives its packing by more than one layer
             site, chosen = planned.pop(0)
             parts = arranged(site.matrix, chosen)
-            done.extend(become(layer, site.kind, parts, chosen) for layer in site.layers)
+            done.extend(become(layer, site.kind, parts, chosen, biases) for layer in site.layers)
     except BaseException:
         _unpack(done)
         raise
@@ -132,12 +137,23 @@ def count_stored(weight: Tensor) -> int:
     return int(weight.detach().view({2: torch.int16, 4: torch.int32}[weight.dtype.itemsize]).count_nonzero())
 
 
-def judged(site: Site, layout: Layout | None, table: Table | None) -> Choice:
-    """The layout that a site gets, or dense, and why."""
+def judged(site: Site, values: Tensor, layout: Layout | None, table: Table | None, named: bool = False) -> Choice:
+    """The layout that a site gets, or dense, and why.
+
+    Args:
+        site: the weight.
+        values: all that it stores, and zeros or not.
+        layout, table: see `pack`.
+        named: whether it was asked for by its full name.
+    """
     if layout is not None:
         return Choice(layout, "asked for")
+    if site.kind is PackedConv and not named:
+        return Choice(
+            None, "what a convolution gains depends on the size of its images: name it in full, or give a layout"
+        )
     rows, columns = site.matrix.shape
-    return decide(rows, columns, count_stored(site.weight) / (rows * columns), site.weight.dtype, table)
+    return decide(rows, columns, count_stored(values) / (rows * columns), values.dtype, table)
 
 
 class _Planned(NamedTuple):
@@ -156,13 +172,13 @@ def _planned(
         if spec.named and spec.name not in sites:
             reason = next(s.skip for s in specs if s.name == spec.name)
             raise BadInput(f"cannot pack {spec}: {reason}.")
-    wanted = [sites[s.name] for s in chosen if s.skip is None]
+    wanted = [(sites[s.name], s.named) for s in chosen if s.skip is None]
     if not wanted and not already:
         reasons = "; ".join(f"{s.name}: {s.skip}" for s in chosen[:6]) + ("; …" if len(chosen) > 6 else "")
         raise NothingChosen(f"there is nothing to pack ({reasons}).")
-    for site in wanted:
+    for site, _ in wanted:
         _check(site, layout)
-    judgements = [(site, judged(site, layout, table)) for site in wanted]
+    judgements = [(site, judged(site, site.weight, layout, table, named)) for site, named in wanted]
     out = [_Planned(site, choice.layout) for site, choice in judgements if choice.layout is not None]
     if wanted and not out:
         first = f"{judgements[0][0].spec.name}: {judgements[0][1].why}"
@@ -187,12 +203,12 @@ def _unpack(layers: Sequence[PackedLayer]) -> None:
     sharing: dict[int, list[PackedLayer]] = {}
     for layer in layers:
         sharing.setdefault(id(layer.parts[1]), []).append(layer)
-    biases: dict[object, nn.Parameter] = {}
+    biases: dict[nn.Parameter, nn.Parameter] = {}
     for group in sharing.values():
         weight = nn.Parameter(group[0].dense(), "weight" in group[0].packed_trained)
         for layer in group:
             bias = layer._parameters["bias"]
             if bias is not None:
                 fresh = nn.Parameter(bias.detach(), "bias" in layer.packed_trained)
-                bias = biases.setdefault((bias.data_ptr(), bias.shape, bias.dtype), fresh)
+                bias = biases.setdefault(bias, fresh)
             give_back(layer, weight, bias)

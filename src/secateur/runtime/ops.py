@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from secateur.core.expand import expanded
-from secateur.core.layouts import DTYPES, LAYOUTS, PAD, restore
+from secateur.core.lay_out import restored
+from secateur.core.layouts import DTYPES, LAYOUTS, PAD
 from secateur.core.products import product
 from secateur.errors import BadInput, NotDefined
 
@@ -74,7 +75,7 @@ def _weight(parts: Any, layout: Any, columns: int) -> Tensor:
     rows = starts.shape[0] - 1
     if where.shape != _where_shape(layout, rows, columns, values.shape[0]):
         _refuse_parts(parts, layout, columns)
-    return restore((where, values, starts), layout, columns)
+    return restored((where, values, starts), layout, columns)
 
 
 def _where_shape(layout: object, rows: int, columns: int, count: int) -> tuple[int, ...] | None:

@@ -22,7 +22,7 @@ from secateur.errors import BadInput, BadTensor, NothingChosen, SecateurError
 
 from . import checks
 from .memory import MemoryStore
-from .safetensors_file import PACKED, Stored, carry_over, read_metadata, read_source, read_tensor
+from .safetensors_file import PACKED, Stored, carry_over, checksum, read_metadata, read_source, read_tensor
 from .staging import refuse_result, staged
 
 
@@ -139,12 +139,8 @@ class CheckpointStore:
         """Reads back what was written, and compares headers and sizes with the source."""
         for name, crc in self._written.items():
             stored = self._stored[self._raw[name]]
-            with self._file(stored).open("rb") as f:
-                f.seek(stored.start)
-                if zlib.crc32(f.read(stored.stop - stored.start)) != crc:
-                    raise SecateurError(
-                        f"{name!r} does not read back as it was written; the disk or memory is at fault."
-                    )
+            if checksum(self._file(stored), stored) != crc:
+                raise SecateurError(f"{name!r} does not read back as it was written; the disk or memory is at fault.")
         for file in {s.file for s in self._stored.values()}:
             source, copy = self._folder / file, self._file(next(s for s in self._stored.values() if s.file == file))
             if source.stat().st_size != copy.stat().st_size:

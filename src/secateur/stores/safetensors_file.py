@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -108,10 +110,24 @@ def read_raw(path: Path, stored: Stored) -> Tensor:
     """
     with path.open("rb") as f:
         f.seek(stored.start)
-        raw = bytearray(stored.stop - stored.start)
-        if f.readinto(raw) != len(raw):
+        raw = np.empty(stored.stop - stored.start, dtype=np.uint8)
+        if f.readinto(raw.data) != len(raw):
             raise BadInput(f"{path.name} ended inside a tensor; it was changed while it was read.")
-    return torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+    return (
+        torch.from_numpy(raw) if len(raw) else torch.empty(0, dtype=torch.uint8, device="cpu")
+    )  # numpy's has no stride
+
+
+def checksum(path: Path, stored: Stored) -> int:
+    """The CRC-32 of the bytes of one tensor, as far as the file has them."""
+    left, crc = stored.stop - stored.start, 0
+    buffer = memoryview(bytearray(min(left, 1 << 20)))
+    with path.open("rb") as f:
+        f.seek(stored.start)
+        while left and (got := f.readinto(buffer[:left])):
+            crc = zlib.crc32(buffer[:got], crc)
+            left -= got
+    return crc
 
 
 def read_tensor(path: Path, stored: Stored) -> Tensor:
