@@ -77,7 +77,7 @@ private:
     }
 
     void direct(uint64_t first, uint64_t last) {
-        const Rounding out(p_);
+        const Rounding out(kernels_, p_);
         float sums[Rounding::rows * direct_inputs];
         for (uint64_t r = first; r < last; r += Rounding::rows) {
             const uint64_t count = std::min<uint64_t>(Rounding::rows, last - r);
@@ -95,7 +95,7 @@ private:
     }
 
     void skipped(uint64_t first, uint64_t last) {
-        const Rounding out(p_);
+        const Rounding out(kernels_, p_);
         const uint64_t lanes = inputs_.panel_lanes();
         const auto skip = kernels_.skip[p_.dtype == bf16];
         Room columns, values, sums;
@@ -138,7 +138,7 @@ private:
     }
 
     void tiled(uint64_t first, uint64_t last) {
-        const Rounding out(p_);
+        const Rounding out(kernels_, p_);
         const bool pairs = values_.pairs, panels = in_panels();
         const uint64_t block_rows = kernels_.block_rows;
         const uint64_t width = pairs ? 2 : 4, most = block_bytes / width, padded = p_.matrix.padded;

@@ -34,6 +34,8 @@ struct ValueKernels {
     // The same of columns: values[i] goes to out[columns[i] - base].
     void (*scatter)(const uint16_t* columns, const void* values, uint64_t count, uint64_t base, void* out);
     void (*widen)(const void* values, uint64_t count, float* out);
+    // Rounds 16 rows of 16 inputs, sums[r * stride + i] + bias[r], to y[i * y_stride + r]; bias may be null. Or null.
+    void (*put)(const float* sums, uint64_t stride, const void* bias, void* y, uint64_t y_stride);
 };
 
 struct ProductKernels {

@@ -54,26 +54,31 @@ struct AsHalf {
     }
 };
 
-template <class T>
-void put_as(const Product& p, const float* sums, uint64_t stride, uint64_t row, uint64_t count, uint64_t input, uint64_t inputs) {
-    const auto* bias = static_cast<const typename T::Value*>(p.bias);
-    auto* y = static_cast<typename T::Value*>(p.y);
-    for (uint64_t b = 0; b < inputs; ++b) {
-        auto* out = y + (input + b) * p.matrix.rows + row;
-        if (bias)
-            for (uint64_t a = 0; a < count; ++a) out[a] = T::rounded(sums[a * stride + b] + T::wide(bias[row + a]));
-        else
-            for (uint64_t a = 0; a < count; ++a) out[a] = T::rounded(sums[a * stride + b]);
-    }
-}
-
 }  // namespace
 
+template <class T>
+void Rounding::put_as(const float* sums, uint64_t stride, uint64_t row, uint64_t count, uint64_t input, uint64_t inputs) const {
+    const auto* bias = static_cast<const typename T::Value*>(p_.bias);
+    auto* y = static_cast<typename T::Value*>(p_.y) + input * p_.matrix.rows + row;
+    uint64_t b = 0;
+    if (fast_ && count == rows)
+        for (; b + 16 <= inputs; b += 16)
+            fast_(sums + b, stride, bias ? bias + row : nullptr, y + b * p_.matrix.rows, p_.matrix.rows);
+    for (; b < inputs; ++b)
+        for (uint64_t a = 0; a < count; ++a) {
+            const float added = bias ? T::wide(bias[row + a]) : -0.0f;
+            y[b * p_.matrix.rows + a] = T::rounded(sums[a * stride + b] + added);
+        }
+}
+
 void Rounding::put(const float* sums, uint64_t stride, uint64_t row, uint64_t count, uint64_t input, uint64_t inputs) const {
-    switch (p_.dtype) {
-        case f32: return put_as<AsFloat>(p_, sums, stride, row, count, input, inputs);
-        case bf16: return put_as<AsBF16>(p_, sums, stride, row, count, input, inputs);
-        case f16: return put_as<AsHalf>(p_, sums, stride, row, count, input, inputs);
+    for (uint64_t a = 0; a < count; a += rows) {
+        const uint64_t some = count - a < rows ? count - a : rows;
+        switch (p_.dtype) {
+            case f32: put_as<AsFloat>(sums + a * stride, stride, row + a, some, input, inputs); break;
+            case bf16: put_as<AsBF16>(sums + a * stride, stride, row + a, some, input, inputs); break;
+            case f16: put_as<AsHalf>(sums + a * stride, stride, row + a, some, input, inputs); break;
+        }
     }
 }
 

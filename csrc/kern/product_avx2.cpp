@@ -127,7 +127,7 @@ float gather(const Matrix* m, uint64_t row, const float* x) {
 
 template <class S>
 constexpr secateur::ValueKernels values_of() {
-    return {false, direct<S>, gather<S>, spread<S>, scatter<S>, widen<S>};
+    return {false, direct<S>, gather<S>, spread<S>, scatter<S>, widen<S>, nullptr};
 }
 
 }  // namespace

@@ -73,6 +73,14 @@ inline __m256i expand_words(const uint16_t* p, uint16_t mask) {
     return _mm256_mask_expand_epi16(fresh_zeros<__m256i>(), mask, next);
 }
 
+inline __m256i rounded_bf16(__m512 a) {
+    const __m512i bits = _mm512_castps_si512(a), high = _mm512_srli_epi32(bits, 16);
+    const __m512i last = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    const __m512i nearest = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), last), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(nearest, nan, high, _mm512_set1_epi32(0x40)));
+}
+
 struct F32 {
     using C = Floats;
     using Wide = Floats;
@@ -81,6 +89,7 @@ struct F32 {
     static __m512 expand(const float* p, Mask m) { return expand_floats(p, m); }
     static float one(float a) { return a; }
     static __m512 wide(const float* p) { return _mm512_loadu_ps(p); }
+    static void round(__m512 a, float* p) { _mm512_storeu_ps(p, a); }
 };
 
 struct BF16 {
@@ -89,9 +98,11 @@ struct BF16 {
     using Value = uint16_t;
     using Mask = uint16_t;
     static __m256i load(const Value* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+    static void store(Value* p, __m256i a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
     static __m512 expand(const Value* p, Mask m) { return widened(expand_words(p, m)); }
     static float one(Value a) { return bits_as_float(uint32_t{a} << 16); }
     static __m512 wide(const Value* p) { return widened(load(p)); }
+    static void round(__m512 a, Value* p) { store(p, rounded_bf16(a)); }
 };
 
 struct F16 {
@@ -104,7 +115,40 @@ struct F16 {
     }
     static float one(Value a) { return _cvtsh_ss(a); }
     static __m512 wide(const Value* p) { return _mm512_cvtph_ps(BF16::load(p)); }
+    static void round(__m512 a, Value* p) { BF16::store(p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT)); }
 };
+
+// 16 by 16 sums, turned: shuffling the halves together once for every bit of an index exchanges rows and columns.
+inline void turn(__m512* a) {
+    const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    __m512 b[16];
+#pragma GCC unroll 2
+    for (int twice = 0; twice < 2; ++twice) {
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) {
+            b[2 * i] = _mm512_permutex2var_ps(a[i], low, a[i + 8]);
+            b[2 * i + 1] = _mm512_permutex2var_ps(a[i], high, a[i + 8]);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) {
+            a[2 * i] = _mm512_permutex2var_ps(b[i], low, b[i + 8]);
+            a[2 * i + 1] = _mm512_permutex2var_ps(b[i], high, b[i + 8]);
+        }
+    }
+}
+
+template <class S>
+void put(const float* sums, uint64_t stride, const void* bias, void* out, uint64_t out_stride) {
+    auto* y = static_cast<typename S::Value*>(out);
+    const __m512 added = bias ? S::wide(static_cast<const typename S::Value*>(bias)) : _mm512_set1_ps(-0.0f);
+    __m512 a[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) a[r] = _mm512_loadu_ps(sums + r * stride);
+    turn(a);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) S::round(_mm512_add_ps(a[i], added), y + i * out_stride);
+}
 
 // Whole vectors are read beyond the last value, whose columns belong to another row or to the padding.
 template <class S>
@@ -146,7 +190,7 @@ uint64_t list(const uint8_t* bits, uint64_t columns, uint16_t* out) {
 
 template <class S>
 constexpr secateur::ValueKernels values_of(bool pairs) {
-    return {pairs, direct<S>, gather<S>, spread<S>, scatter<S>, widen<S>};
+    return {pairs, direct<S>, gather<S>, spread<S>, scatter<S>, widen<S>, put<S>};
 }
 
 }  // namespace

@@ -28,8 +28,8 @@ struct BF16Pairs {
             _mm512_mask_expand_epi16(fresh_zeros<__m512i>(), m, in_register(_mm512_loadu_si512(p))));
     }
     static Value one(Value a) { return a; }
-    static float wide_one(Value a) { return BF16::one(a); }
     static __m512 wide(const Value* p) { return BF16::wide(p); }
+    static void round(__m512 a, Value* p) { BF16::round(a, p); }
 };
 
 }  // namespace

@@ -111,7 +111,7 @@ float gather(const Matrix* m, uint64_t row, const float* x) {
 
 template <class S>
 constexpr secateur::ValueKernels values_of() {
-    return {false, direct_bits<S>, gather<S>, spread_bits<S>, scatter<S>, widen<S>};
+    return {false, direct_bits<S>, gather<S>, spread_bits<S>, scatter<S>, widen<S>, nullptr};
 }
 
 }  // namespace
