@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import import_time, memory, probes, scaling, speed, train_step
+from benchmarks import import_time, memory, packed, probes, scaling, speed, train_step
 from benchmarks.result import Result
 
-ALL = {m.__name__.rpartition(".")[2]: m for m in (import_time, probes, speed, memory, scaling, train_step)}
+ALL = {m.__name__.rpartition(".")[2]: m for m in (import_time, probes, speed, memory, scaling, train_step, packed)}
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 

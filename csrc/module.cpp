@@ -6,6 +6,7 @@
 #include "bins.h"
 #include "drive.h"
 #include "isa.h"
+#include "packing_module.h"
 #include "pool.h"
 #include "product_module.h"
 #include "select.h"
@@ -170,4 +171,5 @@ NB_MODULE(_native, m) {
     m.def("live", &py_live, "ptr"_a, "n"_a, "width"_a, "bits_ptr"_a);
     m.def("nm", &py_nm, "ptr"_a, "outer"_a, "groups"_a, "of"_a, "inner"_a, "prune"_a, "width"_a, "write"_a);
     bind_products(m);
+    bind_packing(m);
 }

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import secateur
 from secateur.core.types import Align, Part, Spec
-from secateur.stores import checkpoint
+from secateur.stores import checkpoint, safetensors_file
 from secateur.stores.checkpoint import CheckpointStore
 
 NAMES = [f"{i}.weight" for i in range(12)]
@@ -45,7 +45,7 @@ class Watched(CheckpointStore):
 
     def parts(self, spec: Spec, align: Align) -> Iterable[Part]:
         found = super().parts(spec, align)
-        read_here = tracemalloc.Filter(True, checkpoint.__file__)
+        read_here = tracemalloc.Filter(True, safetensors_file.__file__)
         held = tracemalloc.take_snapshot().filter_traces([read_here]).statistics("filename")
         Watched.most = max(Watched.most, sum(h.size for h in held))
         return found

@@ -20,6 +20,8 @@ from secateur.report.compare_text import renderables as comparison_renderables
 from secateur.report.tables import plan_renderables, renderables
 from secateur.report.words import printable
 
+from . import packing
+from .output import show as _show
 from .pairs import caps_of, pairs_of
 from .pickled import loaded, save_over
 from .progress import watched
@@ -304,20 +306,15 @@ def import_recipe_command(
         typer.echo(printable(note), err=True)
 
 
+app.command("pack", epilog=EXIT_CODES)(packing.pack_command)
+app.command("unpack", epilog=EXIT_CODES)(packing.unpack_command)
+
+
 def _form(quick: bool, full: bool) -> str | None:
     """The form of a recipe that was asked for."""
     if quick and full:
         raise typer.BadParameter("say --quick or --full, one of the two.")
     return "quick" if quick else "full" if full else None
-
-
-def _show(what: str | list[Any]) -> None:
-    if isinstance(what, str):
-        typer.echo(what)
-        return
-    console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False, width=None if sys.stdout.isatty() else 140)
-    for part in what:
-        console.print(part)
 
 
 def _refuse(message: str, code: int) -> NoReturn:

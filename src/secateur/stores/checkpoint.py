@@ -22,8 +22,8 @@ from secateur.errors import BadInput, BadTensor, NothingChosen, SecateurError
 
 from . import checks
 from .memory import MemoryStore
-from .safetensors_file import SUFFIX, Stored, carry_over, read_folder, read_header
-from .staging import refuse_place, staged
+from .safetensors_file import PACKED, Stored, carry_over, checksum, read_metadata, read_source, read_tensor
+from .staging import refuse_result, staged
 
 
 class CheckpointStore:
@@ -48,19 +48,10 @@ class CheckpointStore:
 
     def __init__(self, path: str | os.PathLike[str], *, roles: Mapping[str, str] | None = None) -> None:
         self.path = Path(path)
-        if not self.path.exists():
-            raise BadInput(f"{self.path} does not exist.")
-        if self.path.is_dir():
-            self._folder, self._stored = self.path, read_folder(self.path)
-        elif not self.path.is_file():  # a pipe would be waited for, for ever
-            raise BadInput(f"{self.path} is not a regular file.")
-        elif self.path.suffix == SUFFIX:
-            self._folder, self._stored = self.path.parent, read_header(self.path)
-        else:
-            raise BadInput(
-                f"{self.path.name} is not a {SUFFIX} file. Pickled checkpoints (.bin, .pt) are read by the command line "
-                "with --allow-pickle; or load it with torch.load(weights_only=True) and pass the dict."
-            )
+        self._folder, self._stored = read_source(self.path)
+        for file in sorted({s.file for s in self._stored.values()}):
+            if PACKED in read_metadata(self._folder / file):
+                raise BadInput(f"{file} is packed; unpack it first: secateur unpack {self.path.name} -o OUT.")
         if not self._stored:
             raise NothingChosen(f"{self.path} holds no tensors.")
         described = {
@@ -86,14 +77,7 @@ class CheckpointStore:
     def parts(self, spec: Spec, align: Align) -> Iterable[Part]:
         """The whole tensor, read from the staged result if there is one, else from the source."""
         stored = self._stored[self._raw[spec.name]]
-        with self._file(stored).open("rb") as f:
-            f.seek(stored.start)
-            raw = bytearray(stored.stop - stored.start)
-            if f.readinto(raw) != len(raw):
-                raise BadInput(f"{stored.file} ended inside {spec}; it was changed while it was read.")
-        assert stored.dtype is not None
-        flat = torch.frombuffer(raw, dtype=stored.dtype) if raw else torch.empty(0, dtype=stored.dtype)
-        return (Part(spec, flat.view(stored.shape)),)
+        return (Part(spec, read_tensor(self._file(stored), stored)),)
 
     sum = staticmethod(identity)  # one worker: the core then knows that all there is lies in this memory
 
@@ -119,15 +103,7 @@ class CheckpointStore:
         Raises:
             OutputExists, BadInput: as `staged`.
         """
-        target = Path(out)
-        source, result = self.path.resolve(), target.resolve()
-        if source == result or source in result.parents or result in source.parents:
-            raise BadInput(
-                f"out={str(target)!r} is the source, or one lies inside the other; the source is never written."
-            )
-        if not self.path.is_dir() and (target.suffix != SUFFIX or target.is_dir()):
-            raise BadInput(f"the source is a file, so out must be the name of a {SUFFIX} file; got {str(target)!r}.")
-        return refuse_place(target, overwrite)
+        return refuse_result(self.path, Path(out), overwrite)
 
     @contextmanager
     def staged(self, out: str | os.PathLike[str], overwrite: bool) -> Iterator[None]:
@@ -163,12 +139,8 @@ class CheckpointStore:
         """Reads back what was written, and compares headers and sizes with the source."""
         for name, crc in self._written.items():
             stored = self._stored[self._raw[name]]
-            with self._file(stored).open("rb") as f:
-                f.seek(stored.start)
-                if zlib.crc32(f.read(stored.stop - stored.start)) != crc:
-                    raise SecateurError(
-                        f"{name!r} does not read back as it was written; the disk or memory is at fault."
-                    )
+            if checksum(self._file(stored), stored) != crc:
+                raise SecateurError(f"{name!r} does not read back as it was written; the disk or memory is at fault.")
         for file in {s.file for s in self._stored.values()}:
             source, copy = self._folder / file, self._file(next(s for s in self._stored.values() if s.file == file))
             if source.stat().st_size != copy.stat().st_size:

@@ -189,7 +189,7 @@ def _entries(
     fits, chosen = _fits(found, shapes, owners, given, single)
     groups: dict[object, list[int]] = {}
     for i, s in enumerate(found):
-        groups.setdefault(_view(s.tensor), []).append(i)
+        groups.setdefault(view_of(s.tensor), []).append(i)
     firsts = {found[i].name: found[group[0]].name for group in groups.values() for i in group}
     out = []
     for order, group in enumerate(groups.values()):
@@ -236,7 +236,7 @@ def _fits(
     return fits | {name: again[name] for name in resolved}, set(resolved)
 
 
-def _view(t: Tensor) -> object:
+def view_of(t: Tensor) -> object:
     """A key that two tensors share exactly if they are the same view of the same memory."""
     if type(t) not in checks.PLAIN or t.layout is not torch.strided or t.numel() == 0:
         return id(t)

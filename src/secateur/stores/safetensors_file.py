@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from secateur.errors import BadInput
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
+PACKED = "secateur.packed"
+"""The key that a packed file's metadata has; see `secateur.runtime.format`."""
 MAX_HEADER, MAX_INDEX = 100_000_000, 500_000_000
 
 DTYPES = {
@@ -30,13 +35,37 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one tensor lies: file name, byte range in the file, shape, dtype (``None``: one torch does not know)."""
+    """Where one tensor lies: file name, byte range in the file, shape, the dtype's name in the file, and torch's dtype.
+
+    The last is ``None`` where torch has none.
+    """
 
     file: str
     start: int
     stop: int
     shape: tuple[int, ...]
+    code: str
     dtype: torch.dtype | None
+
+
+def read_source(path: Path) -> tuple[Path, dict[str, Stored]]:
+    """The folder that a path's files lie in, and their tensors.
+
+    Raises:
+        BadInput: no such path, another format, or files that do not agree with each other.
+    """
+    if not path.exists():
+        raise BadInput(f"{path} does not exist.")
+    if path.is_dir():
+        return path, read_folder(path)
+    if not path.is_file():  # a pipe would be waited for, for ever
+        raise BadInput(f"{path} is not a regular file.")
+    if path.suffix == SUFFIX:
+        return path.parent, read_header(path)
+    raise BadInput(
+        f"{path.name} is not a {SUFFIX} file. Pickled checkpoints (.bin, .pt) are read by the command line "
+        "with --allow-pickle; or load it with torch.load(weights_only=True) and pass the dict."
+    )
 
 
 def read_header(path: Path) -> dict[str, Stored]:
@@ -62,8 +91,53 @@ def read_header(path: Path) -> dict[str, Stored]:
     for name, entry in header.items():
         if name != "__metadata__":
             a, b = entry["data_offsets"]
-            out[name] = Stored(path.name, 8 + size + a, 8 + size + b, tuple(entry["shape"]), DTYPES.get(entry["dtype"]))
+            code = entry["dtype"]
+            out[name] = Stored(path.name, 8 + size + a, 8 + size + b, tuple(entry["shape"]), code, DTYPES.get(code))
     return out
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a file that `read_header` found whole."""
+    with safe_open(path, framework="pt") as f:
+        return dict(f.metadata() or {})
+
+
+def read_raw(path: Path, stored: Stored) -> Tensor:
+    """The bytes of one tensor, uint8.
+
+    Raises:
+        BadInput: the file ends before them.
+    """
+    with path.open("rb") as f:
+        f.seek(stored.start)
+        raw = np.empty(stored.stop - stored.start, dtype=np.uint8)
+        if f.readinto(raw.data) != len(raw):
+            raise BadInput(f"{path.name} ended inside a tensor; it was changed while it was read.")
+    return (
+        torch.from_numpy(raw) if len(raw) else torch.empty(0, dtype=torch.uint8, device="cpu")
+    )  # numpy's has no stride
+
+
+def checksum(path: Path, stored: Stored) -> int:
+    """The CRC-32 of the bytes of one tensor, as far as the file has them."""
+    left, crc = stored.stop - stored.start, 0
+    buffer = memoryview(bytearray(min(left, 1 << 20)))
+    with path.open("rb") as f:
+        f.seek(stored.start)
+        while left and (got := f.readinto(buffer[:left])):
+            crc = zlib.crc32(buffer[:got], crc)
+            left -= got
+    return crc
+
+
+def read_tensor(path: Path, stored: Stored) -> Tensor:
+    """One tensor, of a dtype that torch knows.
+
+    Raises:
+        BadInput: the file ends before it.
+    """
+    assert stored.dtype is not None
+    return read_raw(path, stored).view(stored.dtype).view(stored.shape)
 
 
 def _size(path: Path) -> int:

@@ -49,6 +49,27 @@ def staged(out: Path, overwrite: bool, need: int) -> Iterator[Path]:
         _remove(stage)
 
 
+def refuse_result(source: Path, out: Path, overwrite: bool) -> Path:
+    """The full path of what is made of a safetensors file or a folder of them, refused where none can be put.
+
+    Raises:
+        OutputExists, BadInput: as `staged`; or ``out`` is the source, lies inside it or around it, or is no file where
+            the source is one.
+    """
+    here, there = source.resolve(), out.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise BadInput(f"out={str(out)!r} is the source, or one lies inside the other; the source is never written.")
+    if not source.is_dir():
+        refuse_suffix(out, "the source is a file, so out")
+    return refuse_place(out, overwrite)
+
+
+def refuse_suffix(out: Path, what: str) -> None:
+    """Raises `BadInput` where a path cannot be that of a safetensors file."""
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise BadInput(f"{what} must be the name of a .safetensors file; got {str(out)!r}.")
+
+
 def refuse_place(out: Path, overwrite: bool) -> Path:
     """The full path of a result, refused where none can be put.
 

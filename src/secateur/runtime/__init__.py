@@ -1,0 +1,1 @@
+"""Pruned models made smaller and faster: packed files."""
