@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import child, machine, memory, runtime, runtimes, speed
+from benchmarks import child, machine, memory, packed, runtime, runtimes, speed
 from benchmarks.models import FULL_WIDTH, encoder, fill, weights_of, width_for
 from benchmarks.result import Bar, Result, Table
 from benchmarks.timing import Timing, take_turns
@@ -73,6 +73,19 @@ def test_memory_that_is_taken_is_seen() -> None:
 def test_every_way_has_its_bars() -> None:
     assert set(speed.WAYS) == set(speed.MOST_READS) == set(speed.LEAST_TIMES_FASTER)
     assert memory.MOST_PERCENT == 5
+
+
+def test_the_speed_of_packing_is_measured_of_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "WIDTHS", {False: 64})
+    table, bars = packed.speeds(tmp_path, False, 1)
+    assert [row[:2] for row in table.rows] == [
+        (f"{dtype}, {share}", encoding)
+        for dtype in ("float32", "bfloat16")
+        for share, encoding in (("50%", "bitmask"), ("80%", "bitmask"), ("95%", "bitmask"))
+    ]
+    assert len(bars) == 24 and all(b.at_least and b.limit == 500 and b.found > 0 for b in bars)
+    zeros = [float((packed.pruned(64, torch.float32, s) == 0).float().mean()) for s in (0.5, 0.95)]
+    assert abs(zeros[0] - 0.5) < 0.05 > abs(zeros[1] - 0.95)
 
 
 def test_results_are_written_and_quoted(tmp_path: Path) -> None:
