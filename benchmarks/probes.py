@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks import child, machine
@@ -153,8 +153,36 @@ def _groups_that_hold(dense: Tensor, saved: Tensor) -> tuple[int, int]:
     return good, len(before)
 
 
+LEAST_SMALLER = 5.0
+_READ = """
+import json, sys
+sys.modules["secateur"] = None
+{reader}
+from safetensors.torch import save_file
+save_file(read(sys.argv[1]), sys.argv[2])
+print(json.dumps(None))
+"""
+
+
+def small(tool: Tool) -> Answer:
+    """P12. Pruned to 0.9, a network takes less than a fifth of its file, and torch and safetensors alone read it again."""
+    model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
+    with tempfile.TemporaryDirectory() as folder:
+        dense, out, again = (Path(folder) / f"{name}.safetensors" for name in ("dense", "small", "again"))
+        save_file(model.state_dict(), dense)
+        tool.prune_all([model[0], model[2]], 0.9)
+        reader = tool.save(model, out)
+        child.script(_READ.format(reader=reader), str(out), str(again))
+        read, left = load_file(again), model.state_dict()
+        smaller = dense.stat().st_size / out.stat().st_size
+    same = sum(torch.equal(read[n], t) for n, t in left.items() if n in read)
+    told = f"{smaller:.2g}x smaller, {same} of {len(left)} tensors read again"
+    return Answer(smaller > LEAST_SMALLER and same == len(left) == len(read), told)
+
+
 _ONE_SHOT: dict[str, Callable[[Tool], Answer]] = {
     "P1": twice, "P2": round_trips, "P4": tied, "P7": exact, "P8": pooled, "P11": two_of_four,
+    "P12": small,
 }  # fmt: skip
 PROBES = dict(sorted({**_ONE_SHOT, **TRAINING_PROBES}.items(), key=lambda probe: int(probe[0][1:])))
 
@@ -207,6 +235,8 @@ What the numbers leave out:
 - P10: both are exact. The loop over `torch.nn.utils.prune` is written by hand (`benchmarks/tools.py`); its optimizer has to
   be made before the masks, since afterwards the parameters come in another order, by which an optimizer's state is loaded.
 - P11: with `torch.nn.utils.prune` a 2:4 mask can be made by hand and given to `custom_from_mask`.
+- P12: secateur's file is the [packed format](format.md), read by the function on its page; `torch.nn.utils.prune` leaves zeros in
+  a dense weight.
 """
 
 

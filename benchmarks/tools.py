@@ -14,6 +14,7 @@ from torch.nn.utils import prune as torch_prune
 from torch.optim import Optimizer
 
 import secateur
+from secateur.runtime.files import save_packed
 
 Schedule = Callable[[int], float]
 
@@ -78,6 +79,10 @@ class Tool(Protocol):
         """Saves the model to a safetensors file in which two of every four weights along the input are zero."""
         ...
 
+    def save(self, model: nn.Module, out: Path) -> str:
+        """Saves a pruned model as small as the tool can; the code of a function ``read(path)`` that reads it again."""
+        ...
+
 
 class Secateur:
     """This project."""
@@ -109,6 +114,12 @@ class Secateur:
         dense = out.with_name(f"dense-{out.name}")
         save_file(model.state_dict(), dense)
         secateur.prune(dense, pattern="2:4", out=out)
+
+    def save(self, model: nn.Module, out: Path) -> str:
+        """See `Tool`: the reader is the one that docs/format.md shows."""
+        save_packed(model, out)
+        page = (Path(__file__).parents[1] / "docs" / "format.md").read_text(encoding="utf-8")
+        return page.partition("```python\n")[2].partition("```")[0]
 
 
 class _OurGradual:
@@ -167,6 +178,14 @@ class TorchPrune:
         """See `Tool`: there is none among its methods."""
         methods = sorted(k.__name__ for k in vars(torch_prune).values() if _is_method(k))
         raise NotOffered(f"no N:M among its methods ({', '.join(methods)})")
+
+    def save(self, model: nn.Module, out: Path) -> str:
+        """See `Tool`."""
+        for module in model.modules():
+            if torch_prune.is_pruned(module) and hasattr(module, "weight_orig"):
+                torch_prune.remove(module, "weight")
+        save_file(model.state_dict(), out)
+        return "from safetensors.torch import load_file as read"
 
 
 class _TorchGradual:

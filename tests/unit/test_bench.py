@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -12,16 +13,19 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.core.layouts import LAYOUTS, arrange
+from secateur.core.packed import encode
 from secateur.errors import BadInput, NothingChosen
 from secateur.report import bench_words
 from secateur.report.bench_text import as_text
 from secateur.runtime import bench_layers
 from secateur.runtime.bench import Bench, Layer, Total, bench
 from secateur.runtime.bench_memory import resident
-from secateur.runtime.bench_sources import matrices
-from secateur.runtime.candidates import PRODUCTS, activations, int8, packed, routed, sparse
+from secateur.runtime.bench_sources import opened
+from secateur.runtime.candidates import BY, activations, dense, int8, packed, sparse
+from secateur.runtime.files import save_packed
 from secateur.runtime.machine import Machine, resident_bytes
-from secateur.runtime.table import Route, Table
+from secateur.runtime.modules import pack
+from secateur.runtime.table import Table, using
 from secateur.runtime.timing import Ratio
 from secateur.runtime.tune import Size, tune
 from tests.unit.conftest import Run
@@ -65,6 +69,8 @@ def test_facts_are_those_of_the_file(found: Bench, file: Path, model: nn.Module)
         assert x.dense_bytes == weight.nbytes
         held = weight.nbytes if x.layout is None else sum(p.nbytes for p in arrange(weight, "bitmask"))
         assert x.held_bytes == held
+        assert x.file_bytes == weight.nbytes
+        assert x.packed_bytes == encode(weight).nbytes
     assert [x.layout for x in found.layers] == ["bitmask", "bitmask", None]
     assert found.weights == 2 * 192 * 256 + 64
     assert found.bits == 8 * found.held_bytes / found.weights
@@ -121,11 +127,66 @@ def test_a_model_and_a_dict(model: nn.Module) -> None:
     assert found.target == "OrderedDict"
 
 
+def test_a_packed_file_and_a_packed_model(model: nn.Module, tmp_path: Path) -> None:
+    """The same layers and layouts as of the plain ones; bytes on disk are those of the file."""
+    path = tmp_path / "packed.safetensors"
+    report = save_packed(model, path)
+    found = bench(path, rows=(1,), turns=3, table=FAST, memory=False)
+    plain = bench(model, rows=(1,), turns=3, table=FAST)
+    assert [(x.name, x.layout, x.held_bytes) for x in found.layers] == [
+        (x.name, x.layout, x.held_bytes) for x in plain.layers
+    ]
+    assert found.file_bytes == path.stat().st_size
+    sizes = {r.name: r.packed_bytes for r in report.rows}
+    assert [x.file_bytes for x in found.layers] == [sizes[x.name] for x in found.layers]
+    laid = bench(pack(copy.deepcopy(model), include="0", layout="csr"), rows=(1,), turns=3, table=FAST)
+    assert [(x.name, x.layout) for x in laid.layers] == [
+        ("0.weight", "csr"),
+        ("2.weight", "bitmask"),
+        ("3.weight", None),
+    ]
+    assert laid.layers[0].density == plain.layers[0].density
+    both = resident(str(path), {x.name: x.layout for x in found.layers})
+    assert (both is None) == (resident_bytes() is None)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_whole_model(kind: torch.dtype) -> None:
+    """Its time, the share outside linear layers, and its bytes; the model is left as it was."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 128)).to(kind).train()
+    secateur.prune(model, 0.9)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    table = table_of((constant(2.0), constant(1.0)), dtype=str(kind).removeprefix("torch."))
+    x = torch.randn(2, 256)
+    for inputs in (x, (x,), {"input": x}):
+        w = bench(model, inputs, rows=(1,), turns=3, table=table).whole
+        assert w is not None
+        assert {"packed", "float32", "bfloat16"} <= set(w.seconds)
+        assert all(s > 0 for s in w.seconds.values())
+        assert all(0 <= s < 1 for s in w.outside.values())
+        assert w.bytes["float32"] == 2 * w.bytes["bfloat16"] == 4 * sum(p.numel() for p in model.parameters())
+        assert w.bytes["packed"] < 0.4 * w.bytes[str(kind).removeprefix("torch.")]
+        assert w.bytes.get("int8", 0) < 0.3 * w.bytes["float32"]
+    assert all(type(m) in (nn.Sequential, nn.Linear, nn.GELU) and m.training for m in model.modules())
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    text = as_text(bench(model, x, rows=(1,), turns=3, table=table))
+    assert "End to end the packed model is" in text
+    assert "outside its linear layers" in text
+
+
+def test_inputs_that_cannot_be(model: nn.Module) -> None:
+    with pytest.raises(BadInput, match="a tensor, a tuple of arguments or a mapping"):
+        bench(model, [1, 2], rows=(1,), turns=3)
+    with pytest.raises(BadInput, match="inputs go with a model"):
+        bench(model.state_dict(), torch.ones(1), rows=(1,), turns=3)
+
+
 def test_chunks(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> None:
     """A model larger than the cache is measured piece by piece, with the same facts; the last piece is not a small one."""
     whole = bench(model, rows=(1,), turns=3, table=FAST)
     monkeypatch.setattr(bench_layers, "cache_bytes", lambda: 192 * 256 * 2)
-    assert [len(c) for c in bench_layers._chunks(matrices(model))] == [1, 2]
+    assert [len(c) for c in bench_layers._chunks(opened(model).matrices)] == [1, 2]
     pieces = bench(model, rows=(1,), turns=3, table=FAST)
     assert [(x.name, x.layout, x.held_bytes) for x in pieces.layers] == [
         (x.name, x.layout, x.held_bytes) for x in whole.layers
@@ -140,7 +201,7 @@ def test_what_layers_there_are() -> None:
         "conv.weight": torch.ones(6, 4, 1, 1), "conv3.weight": torch.ones(6, 4, 3, 3),
         "fc.weight": torch.ones(5, 4), "double.weight": torch.ones(5, 4, dtype=torch.float64),
     }  # fmt: skip
-    found = matrices(tensors)
+    found = opened(tensors).matrices
     assert {m.name: m.shape for m in found} == {
         "conv.weight": (6, 4), "fc.weight": (5, 4), "h.0.attn.c_attn.weight": (12, 4),
     }  # fmt: skip
@@ -174,7 +235,7 @@ def of_times(
     why: str = "because",
 ) -> Bench:
     """A report of given times, of one layer."""
-    layer = Layer("fc", (4, 4), dtype, 0.1, layout, why, 32, 8, seconds)
+    layer = Layer("fc", (4, 4), dtype, 0.1, layout, why, 32, 8, 8, None, seconds)
     totals = []
     for rows, found in seconds.items():
         ratios = {c: Ratio(s / found["packed"], 0.0, 9.0) for c, s in found.items() if c != "packed"}
@@ -226,7 +287,7 @@ def test_a_table_that_knows_of_no_gain(model: nn.Module) -> None:
     """The whole way: what would be slow stays dense, and the report says at which rows and by how much."""
     found = bench(model, rows=(1,), turns=3, table=SLOW)
     assert all(x.layout is None for x in found.layers)
-    assert "bitmask would be 0.80 times as fast as dense at 513 rows" in as_text(found)
+    assert "bitmask would be 0.90 times as fast as dense at 1 row" in as_text(found)
 
 
 # ------------------------------------------------------------------------------------------ candidates and tables
@@ -237,15 +298,14 @@ def test_candidates_multiply_the_same_matrix(dtype: torch.dtype) -> None:
     weight, x = sparse(40, 96, 0.2, dtype), activations(5, 96, dtype)
     want = x.double() @ weight.double().t()
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 4e-2}[dtype]
+    torch.testing.assert_close(dense(weight)(x).double(), want, rtol=tolerance, atol=tolerance)
     for layout in LAYOUTS:
-        for way in PRODUCTS:
-            route: Route = way  # type: ignore[assignment]
-            got = packed(arrange(weight, layout), layout, 96, route)(x)
+        layer = packed(arrange(weight, layout), layout, 96)
+        for table in BY.values():
+            with using(table):
+                got = layer(x)
             assert got.dtype == dtype
             torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
-        assert torch.equal(
-            routed(arrange(weight, layout), layout, 96, Table(()))(x), packed(arrange(weight, layout), layout, 96)(x)
-        )
 
 
 def test_int8_multiplies_about_the_same() -> None:
@@ -269,7 +329,7 @@ TINY = Size((16,), (0.1, 0.5), (1, 128), 3)
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few copies of a matrix, for tests that do not look at what was measured."""
-    monkeypatch.setattr("secateur.runtime.tune.MOST_COPIES", 4)
+    monkeypatch.setattr("secateur.runtime.candidates.MOST_COPIES", 4)
 
 
 @pytest.mark.usefixtures("few")

@@ -90,6 +90,15 @@ def test_a_model_without_zeros_is_told_so(command: Run, tmp_path: Path) -> None:
     assert "no tensor is packed: none has zeros enough to gain by it" in done.out
 
 
+def test_a_pickled_checkpoint_only_where_it_is_allowed(command: Run, tmp_path: Path) -> None:
+    source, out = tmp_path / "pytorch_model.bin", tmp_path / "p.safetensors"
+    torch.save(pruned(), source)
+    assert command("pack", source, "-o", out).code == 3
+    assert command("pack", source, "-o", out, "--allow-pickle").code == 0
+    assert command("unpack", out, "-o", tmp_path / "b.safetensors").code == 0
+    assert bits_of(load_file(tmp_path / "b.safetensors")) == bits_of(pruned())
+
+
 @with_zstd
 def test_names_of_a_file_do_not_reach_the_terminal_raw(command: Run, tmp_path: Path) -> None:
     save_file({"a\x1b[31m": torch.zeros(64, 64)}, tmp_path / "a.safetensors")

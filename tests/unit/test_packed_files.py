@@ -270,6 +270,7 @@ REFUSED: dict[str, tuple[object, type[Exception], str]] = {
     "no weights": (nn.ReLU(), NothingChosen, "this ReLU holds no tensors"),
     "a number": ({"a": 3}, BadInput, "'a' is a int"),
     "a name that is none": ({3: torch.ones(2)}, BadInput, "3 is a Tensor"),
+    "a name that is taken": ({"__metadata__": torch.ones(2)}, BadInput, "cannot be called '__metadata__'"),
     "extra state": (WithExtra(4, 4), BadInput, "'_extra_state' is a dict"),
     "meta": ({"a": torch.ones(2, device="meta")}, BadTensor, "cannot pack 'a' .*meta"),
     "sparse": ({"a": torch.eye(3).to_sparse()}, BadTensor, "cannot pack 'a' .*sparse_coo"),

@@ -68,14 +68,14 @@ def test_the_machine_is_named() -> None:
     assert found.processor in str(found)
     assert found.threads == torch.get_num_threads()
     assert f"torch {torch.__version__}" in str(found)
-    assert 1 << 15 <= machine.cache_bytes() <= 1 << 34
+    assert 1 << 15 <= machine.core_cache_bytes() <= machine.cache_bytes() <= 1 << 34
 
 
 def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     none = tmp_path_factory.mktemp("none") / "none"
     for name in ("CACHES", "INFO", "STATUS"):
         monkeypatch.setattr(machine, name, none)
-    assert machine.cache_bytes() == machine.USUAL_CACHE
+    assert (machine.cache_bytes(), machine.core_cache_bytes()) == (machine.USUAL_CACHE, machine.USUAL_CORE_CACHE)
     assert machine.processor()
     assert machine.resident_bytes() is None
 

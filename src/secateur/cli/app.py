@@ -20,11 +20,11 @@ from secateur.report.compare_text import renderables as comparison_renderables
 from secateur.report.tables import plan_renderables, renderables
 from secateur.report.words import printable
 
-from . import packing
-from .measuring import bench_command, tune_command
+from . import measuring, packing
+from .output import show as _show
 from .pairs import caps_of, pairs_of
 from .pickled import loaded, save_over
-from .progress import show, watched
+from .progress import watched
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 an unexpected error; 2 the command cannot be read; 3 refused before anything was touched (bad input,
@@ -104,7 +104,7 @@ def inspect_command(
     target = loaded(path, allow_pickle)
     with watched(f"counting zeros in {path.name}"):
         report = secateur.inspect(target, include=include, ignore=ignore, roles=pairs_of(roles, "--roles") or None)
-    show(report.to_json() if json else list(renderables(report)))
+    _show(report.to_json() if json else list(renderables(report)))
 
 
 @app.command("prune", epilog=EXIT_CODES)
@@ -166,9 +166,9 @@ def prune_command(
             assert out is not None
             report = save_over(target, out, overwrite, lambda: secateur.prune(target, sparsity, **wanted))
     if dry_run:
-        show(plan.to_json() if json else list(plan_renderables(plan)))
+        _show(plan.to_json() if json else list(plan_renderables(plan)))
     else:
-        show(report.to_json() if json else list(renderables(report)))
+        _show(report.to_json() if json else list(renderables(report)))
 
 
 def _prune_with_data(
@@ -182,7 +182,7 @@ def _prune_with_data(
     batches = language.token_batches(src, texts, data["samples"], data["length"], data["seed"])
     more = {"solver": data["solver"], "out": out, "overwrite": overwrite}
     report = language.pruned(src, batches, sparsity, told, **wanted, **more)
-    show(report.to_json() if json else list(told.renderables(report)))
+    _show(report.to_json() if json else list(told.renderables(report)))
 
 
 @app.command("run", epilog=EXIT_CODES)
@@ -204,11 +204,11 @@ def run_command(
 
     asked = recipes.prepared(recipe, settings or [], _form(quick, full), resume or dry_run)
     if dry_run:
-        show(asked.model_dump_json(indent=2))
+        _show(asked.model_dump_json(indent=2))
         return
     cells = recipes.run_shown(asked, engine, jobs)
     place = Path(asked.folder).resolve() / "report.html"
-    show(to_json(cells) if json else [recipes.table(asked, cells), f"The report: {place}"])
+    _show(to_json(cells) if json else [recipes.table(asked, cells), f"The report: {place}"])
 
 
 @app.command("sensitivity", epilog=EXIT_CODES)
@@ -259,7 +259,7 @@ def sensitivity_command(
     }  # fmt: skip
     found = sensitivity.scanned(asked, sensitivity.numbers(sparsities), more)
     made, place = (None, None) if allocate is None else sensitivity.allocated(found, allocate, budget)
-    show(found.scan.to_json() if json else sensitivity.shown(found, made, place))
+    _show(found.scan.to_json() if json else sensitivity.shown(found, made, place))
 
 
 @app.command("compare", epilog=EXIT_CODES)
@@ -285,7 +285,7 @@ def compare_command(
     asked = recipes.prepared(recipe, chosen, _form(quick, full), resume or found)
     comparison = recipes.compared(asked, found, engine, jobs)
     place = Path(asked.folder).resolve() / "compare.html"
-    show(comparison.to_json() if json else [*comparison_renderables(comparison), f"The report: {place}"])
+    _show(comparison.to_json() if json else [*comparison_renderables(comparison), f"The report: {place}"])
 
 
 @app.command("import-recipe", epilog=EXIT_CODES)
@@ -308,8 +308,8 @@ def import_recipe_command(
 
 app.command("pack", epilog=EXIT_CODES)(packing.pack_command)
 app.command("unpack", epilog=EXIT_CODES)(packing.unpack_command)
-app.command("bench", epilog=EXIT_CODES)(bench_command)
-app.command("tune", epilog=EXIT_CODES)(tune_command)
+app.command("bench", epilog=EXIT_CODES)(measuring.bench_command)
+app.command("tune", epilog=EXIT_CODES)(measuring.tune_command)
 
 
 def _form(quick: bool, full: bool) -> str | None:

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from secateur.errors import BadInput, OutputExists
 
-from .progress import counted, show
+from .output import show
+from .progress import counted
 
 if TYPE_CHECKING:
     from secateur.runtime.table import Grid, Table

@@ -16,7 +16,9 @@ from secateur.report.words import printable
 from secateur.runtime.facts import PackedReport, PackedRow
 from secateur.runtime.files import save_packed, unpack_file
 
-from .progress import show, watched
+from .output import show
+from .pickled import loaded
+from .progress import watched
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes; must not exist.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")]
@@ -31,10 +33,14 @@ def pack_command(
     ] = None,
     overwrite: Overwrite = False,
     json: AsJson = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read a .bin or .pt file, with torch.load(weights_only=True).")
+    ] = False,
 ) -> None:
     """Write a pruned checkpoint so that its zeros take next to no room; unpack gives every bit back."""
+    target = loaded(src, allow_pickle)
     with watched(f"packing {src.name}"):
-        report = save_packed(src, out, codec=codec, overwrite=overwrite)
+        report = save_packed(target, out, codec=codec, overwrite=overwrite)
     show(report.to_json() if json else list(renderables(report)))
 
 

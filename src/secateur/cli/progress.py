@@ -1,13 +1,11 @@
-"""What a command prints: a sign of life on a terminal and silence everywhere else; then what it found."""
+"""A sign of life on a terminal; silence everywhere else."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import typer
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -31,13 +29,3 @@ def counted() -> Iterator[Callable[[int, int, str], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
         yield lambda done, total, what: progress.update(task, completed=done, total=total, description=escape(what))
-
-
-def show(what: str | Sequence[RenderableType]) -> None:
-    """Prints text as it is, and tables and the like as wide as the terminal, or wide where there is none."""
-    if isinstance(what, str):
-        typer.echo(what)
-        return
-    console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False, width=None if sys.stdout.isatty() else 140)
-    for part in what:
-        console.print(part)

@@ -11,10 +11,11 @@ from rich.text import Text
 
 from . import bench_words
 from .tables import MOST_ROWS, printed
-from .words import printable, share
+from .words import counted, printable, share
 
 if TYPE_CHECKING:
     from secateur.runtime.bench import Bench
+    from secateur.runtime.bench_model import Whole
 
 OURS = "packed"
 NAMES = {OURS: "packed", "int8": "int8 (dynamic)"}
@@ -28,6 +29,9 @@ def renderables(b: Bench) -> Iterator[RenderableType]:
         yield Text(line)
     yield Text("Sum of the linear layers, one after another; not end to end", style="bold")
     yield _totals(b)
+    if b.whole is not None:
+        yield Text("The whole model, end to end", style="bold")
+        yield _whole(b.whole)
     for said in bench_words.sentences(b):
         yield Text(said)
 
@@ -63,20 +67,38 @@ def _totals(b: Bench) -> Table:
         table.add_column(head, justify="left" if head == "" else "right", no_wrap=True)
     for t in b.totals:
         for name, seconds in t.seconds.items():
-            label = NAMES.get(name, f"dense {name}") + (", the faster dense one" if name == t.faster else "")
             ratio = "" if name == OURS else str(t.ratios[name])
             first = str(t.rows) if name == OURS else ""
-            table.add_row(first, label, f"{1e3 * seconds:.3f}", f"{t.throughput[name]:,.0f}", ratio)
+            table.add_row(first, _label(name, t.faster), f"{1e3 * seconds:.3f}", f"{t.throughput[name]:,.0f}", ratio)
     return table
 
 
+def _whole(w: Whole) -> Table:
+    table = _table()
+    table.add_column("")
+    for head in ("ms", "times as long as packed", "outside its linear layers", "tensors"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, seconds in w.seconds.items():
+        ratio = "" if name == OURS else str(w.ratios[name])
+        table.add_row(
+            _label(name, w.faster), f"{1e3 * seconds:.3f}", ratio, share(w.outside[name], 0), size(w.bytes[name])
+        )
+    return table
+
+
+def _label(name: str, faster: str) -> str:
+    return NAMES.get(name, f"dense {name}") + (", the faster dense one" if name == faster else "")
+
+
 def _bytes(b: Bench) -> Iterator[str]:
+    layers = f"weights of {counted(len(b.layers), 'layer')}"
     if b.file_bytes is not None:
-        yield f"file: {size(b.file_bytes)}"
+        held = sum(layer.file_bytes or 0 for layer in b.layers)
+        yield f"file: {size(b.file_bytes)}, of which {layers}: {size(held)}, {8 * held / b.weights:.2f} bits a weight"
     yield (
-        f"weights of {len(b.layers)} layers in memory: {size(b.dense_bytes)} dense, {size(b.held_bytes)} packed, "
-        f"{b.bits:.2f} bits a weight"
+        f"{layers} in a packed file, no codec: {size(b.packed_bytes)}, {8 * b.packed_bytes / b.weights:.2f} bits a weight"
     )
+    yield (f"{layers} in memory: {size(b.dense_bytes)} dense, {size(b.held_bytes)} packed, {b.bits:.2f} bits a weight")
     if b.memory is not None:
         yield (
             f"memory of a process that holds all tensors, measured: {size(b.memory.dense)} dense, "

@@ -9,6 +9,7 @@ from .words import counted, share
 
 if TYPE_CHECKING:
     from secateur.runtime.bench import Bench, Total
+    from secateur.runtime.bench_model import Whole
 
 FASTER, SLOWER = 1.05, 0.97
 OURS, INT8 = "packed", "int8"
@@ -20,9 +21,20 @@ def sentences(b: Bench) -> Iterator[str]:
     """One for each number of rows, then what stays dense, and what else would be faster."""
     for t in b.totals:
         yield _at_rows(b, t)
+    if b.whole is not None:
+        yield _end_to_end(b.whole)
     for why, n in b.dense.items():
         yield f"{counted(n, 'layer')} of {len(b.layers)} {'stays' if n == 1 else 'stay'} dense: {why}."
     yield from _others(b)
+
+
+def _end_to_end(w: Whole) -> str:
+    ratio = w.ratios[w.faster]
+    word = "as fast as" if ratio.median >= FASTER else "as fast as (it is no faster here)"
+    return (
+        f"End to end the packed model is {ratio} times {word} the dense {w.faster} one, the faster of the two; "
+        f"{share(w.outside[w.faster], 0)} of that one's time is spent outside its linear layers, which packing does not change."
+    )
 
 
 def _at_rows(b: Bench, t: Total) -> str:

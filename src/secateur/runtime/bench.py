@@ -1,7 +1,7 @@
 """What packing does for a model on this machine: bytes, memory and time, against torch's dense float32, bfloat16 and int8.
 
 Everything is measured in the call that reports it, and the report names the machine. Time is that of the linear layers one
-after another, by layer and summed; the whole of a model is timed where there is one to run (`secateur.runtime.bench_model`).
+after another, by layer and summed; and that of a whole model, where there are inputs to call it with.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from secateur.errors import BadInput
 
 from .bench_layers import INT8, OURS, Laid, measure
 from .bench_memory import Memory, resident
-from .bench_sources import Target, file_bytes, matrices
+from .bench_model import Whole, whole
+from .bench_sources import Target, opened
 from .machine import Machine, cache_bytes, machine
-from .table import Table, named
+from .table import Table, active, named, using
 from .timing import Ratio
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ class Layer:
         density: share of it that is stored.
         layout: how it lies packed, or ``None`` where it stays dense, and ``why``.
         dense_bytes, held_bytes: in memory, dense in its own dtype and as packing leaves it.
+        packed_bytes, file_bytes: on disk, as `secateur.runtime.files.save_packed` writes it, and as it lies in the target.
         seconds: rows to candidate to the median; candidates are ``"packed"`` (dense where it stays so), ``"float32"``,
             ``"bfloat16"`` and ``"int8"``.
     """
@@ -51,6 +55,8 @@ class Layer:
     why: str
     dense_bytes: int
     held_bytes: int
+    packed_bytes: int
+    file_bytes: int | None
     seconds: Mapping[int, Mapping[str, float]]
 
 
@@ -87,6 +93,7 @@ class Bench:
         file_bytes: on disk, or ``None``.
         layers: one for each matrix.
         totals: one for each number of rows.
+        whole: a forward pass of the model; ``None`` without inputs.
         memory: of a process that holds the tensors, measured in a process of its own; ``None`` where it was not.
     """
 
@@ -97,6 +104,7 @@ class Bench:
     layers: tuple[Layer, ...]
     totals: tuple[Total, ...]
     memory: Memory | None
+    whole: Whole | None = None
 
     @property
     def weights(self) -> int:
@@ -114,6 +122,11 @@ class Bench:
         return sum(layer.held_bytes for layer in self.layers)
 
     @property
+    def packed_bytes(self) -> int:
+        """Bytes of all layers in a packed file."""
+        return sum(layer.packed_bytes for layer in self.layers)
+
+    @property
     def bits(self) -> float:
         """Bits a weight in memory, packed."""
         return 8 * self.held_bytes / self.weights
@@ -125,7 +138,12 @@ class Bench:
 
     def to_json(self) -> str:
         """The facts as JSON text."""
-        more = {"weights": self.weights, "bits_a_weight": self.bits, "stay_dense": self.dense}
+        more = {
+            "weights": self.weights,
+            "bits_a_weight": self.bits,
+            "packed_bytes": self.packed_bytes,
+            "stay_dense": self.dense,
+        }
         return json.dumps({**asdict(self), **more}, indent=1)
 
     def __str__(self) -> str:
@@ -141,6 +159,7 @@ class Bench:
 
 def bench(
     target: Target,
+    inputs: Any = None,
     *,
     rows: Sequence[int] = ROWS,
     turns: int = 9,
@@ -152,6 +171,7 @@ def bench(
 
     Args:
         target: a ``.safetensors`` file or a folder of them, a model, or a dict of tensors. Nothing of it is changed.
+        inputs: what the model is called with, to time the whole of it: a tensor, a tuple or a mapping.
         rows: numbers of rows of the activations.
         turns: how often each product is timed, 3 at least.
         table: what says which layers are packed; by default the one that `secateur.runtime.table.active` gives.
@@ -170,13 +190,18 @@ def bench(
     """
     if not rows or any(not isinstance(n, int) or n < 1 for n in rows) or turns < 3:
         raise BadInput(f"rows are whole numbers above 0, and turns 3 or more; got {tuple(rows)!r} and {turns!r}.")
-    found = matrices(target)
-    laid = list(measure(found, rows, turns, table, lambda done, name: _tell(progress, done, len(found), name)))
+    if inputs is not None and not isinstance(target, nn.Module):
+        raise BadInput(f"inputs go with a model, which can be called; the target is a {type(target).__name__}.")
+    found = opened(target)
+    matrices = found.matrices
+    with using(table or active()):
+        laid = list(measure(matrices, rows, turns, lambda done, name: _tell(progress, done, len(matrices), name)))
+        called = whole(target, inputs, turns) if isinstance(target, nn.Module) and inputs is not None else None
     path = isinstance(target, str | os.PathLike)
     return Bench(
-        str(target) if path else type(target).__name__, machine(), cache_bytes(), file_bytes(target),
+        str(target) if path else type(target).__name__, machine(), cache_bytes(), found.nbytes,
         tuple(_layer(m) for m in laid), tuple(_total(laid, n) for n in rows),
-        resident(str(target), {m.matrix.name: m.layout for m in laid}) if path and memory else None,
+        resident(str(target), {m.matrix.name: m.layout for m in laid}) if path and memory else None, called,
     )  # fmt: skip
 
 
@@ -188,7 +213,8 @@ def _tell(progress: Progress | None, done: int, total: int, name: str) -> None:
 def _layer(m: Laid) -> Layer:
     seconds = {n: {c: statistics.median(s) for c, s in found.items()} for n, found in m.seconds.items()}
     name, shape, dtype = m.matrix.name, m.matrix.shape, named(m.matrix.dtype)
-    return Layer(name, shape, dtype, m.density, m.layout, m.why, m.dense_bytes, m.held_bytes, seconds)
+    sizes = m.dense_bytes, m.held_bytes, m.packed_bytes, m.matrix.file_bytes
+    return Layer(name, shape, dtype, m.density, m.layout, m.why, *sizes, seconds)
 
 
 def _total(laid: Sequence[Laid], rows: int) -> Total:

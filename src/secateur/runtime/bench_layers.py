@@ -13,12 +13,13 @@ from time import perf_counter
 
 import torch
 
-from secateur.core.layouts import Layout, arrange, stored
+from secateur.core.layouts import Layout, stored
 
 from .bench_sources import Matrix
-from .candidates import Run, activations, dense, int8, routed
+from .candidates import Run, activations, dense, int8, packed
+from .files import smallest
 from .machine import cache_bytes
-from .table import Table, decide, named
+from .table import decide, named
 from .timing import quiet
 
 OURS = "packed"
@@ -44,17 +45,18 @@ class Laid:
     why: str
     dense_bytes: int
     held_bytes: int
+    packed_bytes: int
     seconds: dict[int, Seconds] = field(default_factory=dict)
 
 
 def measure(
-    matrices: Sequence[Matrix], rows: Sequence[int], turns: int, table: Table | None, tell: Callable[[int, str], None]
+    matrices: Sequence[Matrix], rows: Sequence[int], turns: int, tell: Callable[[int, str], None]
 ) -> Iterator[Laid]:
-    """Lays each matrix out as packing would, and times it."""
+    """Lays each matrix out as packing would by the table in use, and times it."""
     done = 0
     for chunk in _chunks(matrices):
         tell(done, chunk[0].name)
-        laid, runs = _candidates(chunk, table)
+        laid, runs = _candidates(chunk)
         for n in rows:
             _time(laid, runs, n, turns)
         done += len(chunk)
@@ -76,20 +78,20 @@ def _chunks(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
     return chunks
 
 
-def _candidates(chunk: Sequence[Matrix], table: Table | None) -> tuple[list[Laid], Runs]:
+def _candidates(chunk: Sequence[Matrix]) -> tuple[list[Laid], Runs]:
     laid: list[Laid] = []
     runs: Runs = {}
     for m in chunk:
         weight = m.load()
         density = float(stored(weight).double().mean())
-        layout, why = decide(*m.shape, density, m.dtype, table)
-        parts = None if layout is None else arrange(weight, layout)
+        layout, why = decide(*m.shape, density, m.dtype) if m.layout is None else (m.layout, "it is packed already")
+        parts = None if layout is None else m.parts(layout)
         held = weight.nbytes if parts is None else sum(p.nbytes for p in parts)
-        laid.append(Laid(m, density, layout, why, weight.nbytes, held))
+        laid.append(Laid(m, density, layout, why, weight.nbytes, held, smallest(weight)[0].nbytes))
         if layout is None or parts is None:
             runs.setdefault(OURS, []).append((dense(weight), m.dtype))
         else:
-            runs.setdefault(OURS, []).append((routed(parts, layout, m.shape[1], table), m.dtype))
+            runs.setdefault(OURS, []).append((packed(parts, layout, m.shape[1]), m.dtype))
         for dtype in DENSE:
             runs.setdefault(named(dtype), []).append((dense(weight.to(dtype, copy=True)), dtype))
         if (run := int8(weight)) is not None:

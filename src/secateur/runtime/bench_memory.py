@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.core.layouts import LAYOUTS, Layout, arrange
-from secateur.stores.checkpoint import CheckpointStore
+from secateur.core.lay_out import arranged
+from secateur.core.layouts import LAYOUTS, Layout, Parts
 
-from .bench_sources import matrices
+from .bench_sources import opened
 from .machine import resident_bytes
 
 _RUN = (
@@ -58,21 +58,16 @@ def resident(path: str, layouts: Mapping[str, Layout | None]) -> Memory | None:
 def both(path: str, layouts: Mapping[str, Layout]) -> tuple[int, int]:
     """Bytes that holding the tensors of a checkpoint takes in this process, dense and packed."""
     for layout in LAYOUTS:
-        arrange(torch.eye(64), layout)  # so that code that is loaded late is there before anything is measured
+        arranged(torch.eye(64), layout)  # so that code that is loaded late is there before anything is measured
     packed = _held(path, layouts)
     return _held(path, {}), packed
 
 
 def _held(path: str, layouts: Mapping[str, Layout]) -> int:
     before = _now()
-    store = CheckpointStore(path)
-    packed = {m.name: m for m in matrices(path) if m.name in layouts}
-    kept: list[tuple[Tensor, ...]] = []
-    for spec in store.specs():
-        if spec.name in packed:
-            kept.append(arrange(packed[spec.name].load(), layouts[spec.name]))
-        else:
-            kept.append(tuple(p.tensor for p in store.parts(spec, "whole")))
+    found = opened(path)
+    kept: list[Parts | Tensor] = [m.parts(layouts[m.name]) if m.name in layouts else m.load() for m in found.matrices]
+    kept += [load() for load in found.others]
     return _now() - before
 
 

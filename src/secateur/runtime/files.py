@@ -170,9 +170,9 @@ def _pack(source: Source, path: Path, codec: str | None, taken: set[str], rows: 
         for item in source.items:
             packed, used = None, None
             values = item.read()
-            if values.dtype in FLOATS and item.code == CODES[values.dtype] and not _collides(item.name, taken):
+            if values.dtype in FLOATS and not _collides(item.name, taken):
                 packed, used = smallest(values, codec)
-            if packed is None or (packed.encoding == "dense" and used is None):
+            if packed is None or _is_plain(packed, used):
                 room.add(item.name, item.code, item.shape, raw_bytes(values), values.element_size())
                 rows.append(PackedRow(item.name, item.shape, item.code, "dense", None, item.nbytes, item.nbytes))
                 continue
@@ -202,7 +202,12 @@ def smallest(t: Tensor, codec: str | None = None) -> tuple[Packed, str | None]:
         coded = Packed(one.encoding, one.shape, one.dtype, compress(one))
         if not expands_too_far(dense, coded.nbytes):
             found.append((coded, codec))
-    return min(found, key=lambda f: f[0].nbytes + (LEAST_GAIN if f[1] else 0))
+    return min(found, key=lambda f: f[0].nbytes + (0 if _is_plain(*f) else LEAST_GAIN))
+
+
+def _is_plain(packed: Packed, codec: str | None) -> bool:
+    """Whether a tensor lies in a file under its own name."""
+    return packed.encoding == "dense" and codec is None
 
 
 def _worth_coding(t: Tensor, best: Packed) -> tuple[Encoding, ...]:

@@ -97,6 +97,8 @@ def in_memory(target: nn.Module | Mapping[str, Tensor], file: str) -> Source:
 
 
 def _held(name: Any, t: Any) -> Item:
+    if name == "__metadata__":
+        raise BadInput("a tensor cannot be called '__metadata__', which is what safetensors calls something else.")
     if not isinstance(name, str) or not isinstance(t, Tensor):
         raise BadInput(f"only tensors under their names can be packed; {name!r} is a {type(t).__qualname__}.")
     if not is_plain(t) or t.is_quantized or t.dtype not in CODES:

@@ -10,19 +10,37 @@ from pathlib import Path
 import torch
 
 from secateur import native
+from secateur.native import products
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 INFO = Path("/proc/cpuinfo")
 STATUS = Path("/proc/self/status")
-USUAL_CACHE = 32 << 20
-"""The size of the last-level cache where the system does not tell."""
+USUAL_CACHE, USUAL_CORE_CACHE = 32 << 20, 1 << 20
+"""The sizes of the last-level cache and of the second level where the system does not tell."""
 
 
 def cache_bytes() -> int:
     """Bytes of the last-level cache."""
-    found = [p.read_text(encoding="ascii").strip() for p in sorted(CACHES.glob("index*/size"))]
-    sizes = [int(s[:-1]) << {"K": 10, "M": 20, "G": 30}[s[-1]] for s in found if s[-1:] in "KMG" and s[:-1].isdigit()]
-    return max(sizes, default=USUAL_CACHE)
+    return max(_caches(), default=USUAL_CACHE)
+
+
+def core_cache_bytes() -> int:
+    """Bytes of the second-level cache, which a core has for itself."""
+    return next(iter(_caches()), USUAL_CORE_CACHE)
+
+
+def _caches() -> list[int]:
+    """Sizes of the caches of one core that hold data, those of other levels than the first, ascending."""
+    found = {}
+    for place in sorted(CACHES.glob("index*")):
+        level, text = (_text(place / name) for name in ("level", "size"))
+        if level.isdigit() and int(level) > 1 and text[-1:] in tuple("KMG") and text[:-1].isdigit():
+            found[int(level)] = int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]]
+    return [found[level] for level in sorted(found)]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="ascii").strip() if path.exists() else ""
 
 
 @dataclass(frozen=True)
@@ -43,7 +61,7 @@ class Machine:
 
 def machine() -> Machine:
     """This machine, now."""
-    kernels = native.isa() if native.available() else "none"
+    kernels = products.isa() if native.available() else "none"
     return Machine(processor(), os.cpu_count() or 1, torch.get_num_threads(), kernels, torch.__version__)
 
 

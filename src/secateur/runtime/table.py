@@ -5,8 +5,8 @@ sizes, densities and numbers of rows. Two routes lead through a layout: ``kernel
 makes it dense again, a panel at a time, for torch's own product, which pays where rows are many.
 
 Reading between what was measured takes the *least* of the neighbours on every axis, and nothing is gained outside: below the
-smallest matrix, above the highest density or, by the kernel, above the most rows, the ratio is 0. Larger and sparser
-matrices, and more rows on the expanded route, count as the last that was measured.
+smallest matrix and above the highest density the ratio is 0. Larger and sparser matrices, and more rows, count as the last
+that was measured: their time is that many times longer, packed and dense.
 
 The choice depends on the table, the kind of processor and the matrix alone, never on the clock or on the number of threads: the
 same machine gives the same bits.
@@ -31,6 +31,7 @@ import torch
 from secateur import native
 from secateur.core.layouts import DTYPES, LAYOUTS, MOST_COLUMNS, Layout
 from secateur.errors import BadInput
+from secateur.native import products
 
 Route = Literal["kernel", "expand"]
 ROUTES: tuple[Route, ...] = ("kernel", "expand")
@@ -50,6 +51,8 @@ MATTER = (1, 16, 128)
 VERSION = 1
 NAMES = {named(d): d for d in DTYPES}
 MOST_STEPS, MOST_RATIO, MOST_BYTES, LARGEST = 64, 1e4, 8 << 20, 1 << 40
+FOR_BFLOAT16 = {"avx512bf16": "avx512", "amx": "avx512"}
+"""Kernels that are others for bfloat16 alone, and what they are for the rest."""
 EXPAND_FROM = 256
 """Rows from which a matrix is expanded where no table says so."""
 
@@ -83,7 +86,7 @@ class Grid:
             _near(self.out, out_features), _near(self.columns, in_features),
             _near(self.densities, max(density, self.densities[0])), _near(self.rows, max(rows, 1)),
         )  # fmt: skip
-        if density > self.densities[-1] or (route == "kernel" and rows > self.rows[-1]):
+        if density > self.densities[-1]:
             return 0.0
         sizes = len(self.columns), len(self.densities), len(self.rows)
         flat = (((o * sizes[0] + c) * sizes[1] + d) * sizes[2] + r for o, c, d, r in product(*where))
@@ -103,9 +106,15 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What was measured: a `Grid` for each dtype and kind of processor. ``secateur tune`` makes one."""
+    """What was measured: a `Grid` for each dtype and kind of processor. ``secateur tune`` makes one.
+
+    Attributes:
+        grids: what was measured.
+        always: the route for everything, whatever the grids say; for those who measure it, and not in a file.
+    """
 
     grids: tuple[Grid, ...]
+    always: Route | None = None
 
     def grid(self, dtype: torch.dtype) -> Grid | None:
         """The grid of a dtype for the processor and the kernels in use, or ``None``."""
@@ -228,6 +237,8 @@ def route(
 def _route(
     table: Table, dtype: torch.dtype, kernels: str, layout: Layout, rows: int, density: float, out: int, columns: int
 ) -> Route:
+    if table.always is not None:
+        return table.always
     grid = table.grid(dtype)
     if grid is not None and layout in grid.ratios:
         ratio, better = grid.best(layout, out, columns, density, rows)
@@ -239,14 +250,17 @@ def _route(
 def key(dtype: torch.dtype) -> str:
     """The kind of processor that a grid of this dtype is about: the kernels in use, and what torch's dense product has.
 
-    ``base``, ``avx2`` or ``avx512``, as `secateur.native.isa` says, ``none`` without kernels; for bfloat16 and float16 also
-    ``+amx``, ``+bf16`` or ``+fp16`` where torch has such instructions.
+    ``base``, ``avx2``, ``avx512`` and so on, as `secateur.native.products.isa` says, ``none`` without kernels; for bfloat16
+    and float16 also ``+amx``, ``+bf16`` or ``+fp16`` where torch has such instructions.
     """
-    return _kernels() + _dense(dtype)
+    kernels = _kernels()
+    if dtype != torch.bfloat16:
+        kernels = FOR_BFLOAT16.get(kernels, kernels)
+    return kernels + _dense(dtype)
 
 
 def _kernels() -> str:
-    return native.isa() if native.available() else "none"
+    return products.isa() if native.available() else "none"
 
 
 @cache

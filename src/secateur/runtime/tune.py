@@ -1,9 +1,10 @@
 """Measuring a table: how many times as fast as dense each layout is on this machine, by either route.
 
 A ratio is the median over turns in which dense and all candidates ran one after the other. What a table holds is the least over
-the conditions in which a matrix may be used: weights that come from memory (so many copies take turns that they do not fit
-into the last-level cache) and, where they would fit, weights that lie in it; one thread, and all of them. From `WARM_FROM` rows
-the arithmetic decides, and weights in the cache are measured alone, where packing gains less.
+the conditions in which a matrix may be used: weights that come from memory, as those of a large model do (so many copies
+are used in turn that they do not fit into the last-level cache) and, where that is possible, weights that come from that
+cache, as those of a small model do (too many copies for the second level); one thread, and all of them. From `NEAR_FROM`
+rows arithmetic decides, and weights in the cache are measured alone, of which packing saves less.
 """
 
 from __future__ import annotations
@@ -14,31 +15,32 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from secateur.core.layouts import LAYOUTS, Layout, arrange
+from secateur.core.lay_out import arranged
+from secateur.core.layouts import LAYOUTS, Layout
 from secateur.errors import BadInput
 
-from .candidates import Run, activations, dense, packed, sparse
-from .machine import cache_bytes, machine
-from .table import NAMES, ROUTES, Grid, Route, Table, key
+from .candidates import BY, Run, activations, copies_of, dense, packed, sparse
+from .machine import cache_bytes, core_cache_bytes, machine
+from .table import LEAST, NAMES, ROUTES, Grid, Route, Table, active, key, using
 from .timing import quiet, take_turns, threads
 
-WARM_FROM = 64
+NEAR_FROM = 64
 EXPAND_FROM = 16
 """Rows below which expanding is hopeless, and not measured."""
 HOPELESS = 0.5
-"""A kernel below this at `WARM_FROM` rows or more is not measured at more."""
-MOST_BYTES, MOST_COPIES = 1 << 30, 1024
-"""Of copies of a matrix, at most, whatever the cache."""
-ENOUGH = 1 << 20
-"""Weights that are read in one timing, at least."""
+"""A kernel below this at `NEAR_FROM` rows or more is not measured at more."""
+DOUBT = 0.05
+"""Ratios so near to `LEAST` are measured three times as often."""
 LONG = 0.5
 """Seconds of a turn from which fewer turns are taken."""
 Progress = Callable[[int, int, str], None]
 Name = tuple[Layout, Route]
+DENSE: Any = "dense"
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _point(
         x = activations(rows, columns, dtype)
         found = [subject.ratios(names, x, copies, size.turns) for copies in subject.conditions(rows)]
         least = {name: round(min(f[name] for f in found), 3) for name in names}
-        hopeless |= {la for la in LAYOUTS if rows >= WARM_FROM and least.get((la, "kernel"), 1.0) < HOPELESS}
+        hopeless |= {la for la in LAYOUTS if rows >= NEAR_FROM and least.get((la, "kernel"), 1.0) < HOPELESS}
         yield {(la, r): least.get((la, r), 0.0) for la in LAYOUTS for r in ROUTES}
 
 
@@ -119,38 +121,49 @@ class Subject:
     """A matrix, dense and in all layouts, so many times over that the copies together do not fit into the cache."""
 
     def __init__(self, weight: Tensor) -> None:
-        cache, columns = cache_bytes(), weight.shape[1]
-        self.fits = weight.nbytes <= cache // 2
-        self.repeats = min(64, max(1, ENOUGH // weight.numel()))
-        count = 1 + min(-(-cache * 5 // 4 // weight.nbytes), MOST_BYTES // weight.nbytes, MOST_COPIES)
-        laid = {layout: arrange(weight, layout) for layout in LAYOUTS}
+        columns = weight.shape[1]
+        near = -(-4 * core_cache_bytes() // weight.nbytes)
+        self.near = near if near * weight.nbytes <= cache_bytes() // 2 else 1
+        self.fits = weight.nbytes <= cache_bytes() // 2
+        laid = {layout: arranged(weight, layout) for layout in LAYOUTS}
         self.dense: list[Run] = []
-        self.packed: dict[Name, list[Run]] = {(la, r): [] for la in LAYOUTS for r in ROUTES}
-        for _ in range(count):
+        self.packed: dict[Layout, list[Run]] = {la: [] for la in LAYOUTS}
+        for _ in range(copies_of(weight.nbytes)):
             self.dense.append(dense(weight.clone()))
             for layout, (where, values, starts) in laid.items():
-                copy = where.clone(), values.clone(), starts.clone()
-                for route in ROUTES:
-                    self.packed[layout, route].append(packed(copy, layout, columns, route))
+                self.packed[layout].append(packed((where.clone(), values.clone(), starts.clone()), layout, columns))
 
     def conditions(self, rows: int) -> list[tuple[bool, int]]:
         """Whether the weights come from memory, and with how many threads."""
-        places = [False] if rows >= WARM_FROM else [True, False] if self.fits else [True]
+        places = [False] if rows >= NEAR_FROM else [True, False] if self.fits else [True]
         return list(product(places, sorted({1, torch.get_num_threads()})))
 
     def ratios(self, names: Sequence[Name], x: Tensor, condition: tuple[bool, int], turns: int) -> dict[Name, float]:
         """Times as fast as dense, in one condition."""
         cold, n = condition
-        runs = {None: self.dense} | {name: self.packed[name] for name in names}
-        each = {name: r if cold else r[:1] * self.repeats for name, r in runs.items()}
+        runs = {DENSE: (self.dense, active())} | {(la, r): (self.packed[la], BY[r]) for la, r in names}
+        passes = {
+            name: partial(_pass, each if cold else each[: self.near], table, x) for name, (each, table) in runs.items()
+        }
         with quiet(), threads(n):
             start = perf_counter()
-            _pass(each[None], x)
-            long = (perf_counter() - start) * len(each) > LONG
-            times = take_turns({n: partial(_pass, r, x) for n, r in each.items()}, min(turns, 3) if long else turns)
-        return {name: statistics.median(times[None].per(times[name])) for name in names}
+            passes[DENSE]()
+            long = (perf_counter() - start) * len(passes) > LONG
+            times = take_turns(passes, min(turns, 3) if long else turns)
+            found = {name: times[DENSE].per(times[name]) for name in names}
+            doubt = {name: passes[name] for name in (DENSE, *names) if name == DENSE or near_least(found[name])}
+            if len(doubt) > 1:  # a decision hangs on a few hundredths
+                times = take_turns(doubt, 2 * turns)
+                found |= {name: found[name] + times[DENSE].per(times[name]) for name in doubt if name != DENSE}
+        return {name: statistics.median(ratios) for name, ratios in found.items()}
 
 
-def _pass(runs: Sequence[Run], x: Tensor) -> None:
-    for run in runs:
-        run(x)
+def near_least(ratios: Sequence[float]) -> bool:
+    """Whether it is not clear that the median is above what a table asks for, or below it."""
+    return abs(statistics.median(ratios) / LEAST - 1) < DOUBT
+
+
+def _pass(runs: Sequence[Run], table: Table, x: Tensor) -> None:
+    with using(table):
+        for run in runs:
+            run(x)
