@@ -1,4 +1,4 @@
-"""Runs the benchmarks: ``python -m benchmarks [NAME ...] [--full] [--docs]``."""
+"""Runs the benchmarks: ``python -m benchmarks [NAME ...] [--full] [--docs]``, and some with ``--quick``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import import_time, memory, packed, probes, scaling, speed, train_step
+from benchmarks import import_time, memory, packed, probes, runtime, scaling, speed, train_step
 from benchmarks.result import Result
 
-ALL = {m.__name__.rpartition(".")[2]: m for m in (import_time, probes, speed, memory, scaling, train_step, packed)}
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+ALL = {m.__name__.rpartition(".")[2]: m for m in (import_time, probes, speed, memory, scaling, train_step, packed, runtime)}
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "performance.md"
+PAGES = {"runtime": DOCS / "faster.md"}
+"""Where the tables of a benchmark belong that are not on `PAGE`."""
+QUICK = ("runtime",)
+"""Those that have a quick form."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,22 +26,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=main.__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(ALL)}; all if none is given")
     parser.add_argument("--full", action="store_true", help="whole sizes: minutes, and up to 6 GB of memory")
+    parser.add_argument("--quick", action="store_true", help=f"does it run? Of {', '.join(QUICK)} alone; says nothing")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder to write to (%(default)s)")
-    parser.add_argument(
-        "--docs", action="store_true", help="put the tables into docs/performance.md and docs/probes.md"
-    )
+    parser.add_argument("--docs", action="store_true", help="put the tables into the pages of docs/ that quote them")
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(ALL):
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")
+    if options.quick and (options.full or options.docs or not options.names or set(options.names) - set(QUICK)):
+        parser.error(f"--quick goes with {', '.join(QUICK)}, by name, and with neither --full nor --docs")
     console = Console(width=None if Console().is_terminal else 150)
     for name in options.names or ALL:
-        result: Result = ALL[name].run(options.full)
+        result: Result = runtime.run(False, quick=True) if options.quick else ALL[name].run(options.full)
         result.show(console)
         result.write(options.out)
         if options.docs and name == "probes":
             probes.write_page(result)
         elif options.docs:
-            quote(result, PAGE)
+            quote(result, PAGES.get(name, PAGE))
     console.print(f"Written to {options.out}.")
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from secateur import native
+from secateur.runtime.machine import STATUS, processor, resident_bytes
 
-STATUS = Path("/proc/self/status")
 REFS = Path("/proc/self/clear_refs")
 
 
@@ -39,7 +39,7 @@ class Machine:
 def machine(load_before: float) -> Machine:
     """This machine, now."""
     return Machine(
-        _processor(), os.cpu_count() or 1, torch.get_num_threads(), native.isa() if native.available() else "none",
+        processor(), os.cpu_count() or 1, torch.get_num_threads(), native.isa() if native.available() else "none",
         torch.__version__, platform.python_version(), (load_before, load()),
     )  # fmt: skip
 
@@ -49,19 +49,11 @@ def load() -> float:
     return os.getloadavg()[0]
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def peak_bytes() -> int:
     """The most memory this process has held so far."""
     if STATUS.exists():  # getrusage would say the parent's peak where that was larger
-        return _status("VmHWM")
+        line = next(x for x in STATUS.read_text(encoding="utf-8").splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -77,7 +69,7 @@ def forget_peak() -> bool:
 
 def held_bytes() -> int:
     """The memory this process holds now; its peak where the system does not tell."""
-    return _status("VmRSS") if STATUS.exists() else peak_bytes()
+    return resident_bytes() or peak_bytes()
 
 
 def available_bytes() -> int | None:
@@ -86,9 +78,4 @@ def available_bytes() -> int | None:
     if not info.exists():
         return None
     line = next(x for x in info.read_text(encoding="utf-8").splitlines() if x.startswith("MemAvailable"))
-    return int(line.split()[1]) * 1024
-
-
-def _status(field: str) -> int:
-    line = next(x for x in STATUS.read_text(encoding="utf-8").splitlines() if x.startswith(field + ":"))
     return int(line.split()[1]) * 1024

@@ -19,6 +19,7 @@ constexpr uint64_t most_rows = 64;          // of a block
 constexpr uint64_t block_bytes = 8192;      // of one such row
 constexpr uint64_t ahead = 4096;            // bytes
 constexpr uint64_t least_work = 1 << 17;    // multiplications worth waking a second thread for
+constexpr uint64_t most_inputs = 1024;
 
 // Rows in pieces that cost about the same bytes, each a multiple of `unit` but for the last.
 std::vector<uint64_t> pieces_of(const Matrix& m, bool bitmask, uint64_t width, uint64_t unit, uint64_t count) {
@@ -206,8 +207,17 @@ private:
 
 }  // namespace
 
+// Many inputs are taken some at a time: their sums, and what is spread out for them, then stay in the cache, and the time
+// for each is the same however many there are.
 void product(const ProductKernels& kernels, const Product& p, Method method) {
-    if (p.n && p.matrix.rows) Job(kernels, p, method).run();
+    const uint64_t width = p.dtype == f32 ? 4 : 2;
+    for (uint64_t i = 0; i < p.n && p.matrix.rows; i += most_inputs) {
+        Product some = p;
+        some.n = std::min(most_inputs, p.n - i);
+        some.x = static_cast<const char*>(p.x) + i * p.matrix.columns * width;
+        some.y = static_cast<char*>(p.y) + i * p.matrix.rows * width;
+        Job(kernels, some, method).run();
+    }
 }
 
 }  // namespace secateur

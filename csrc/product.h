@@ -76,4 +76,10 @@ struct Product {
 
 void product(const ProductKernels& kernels, const Product& job, Method method);
 
+// Some rows of a matrix with its zeros, (count, padded), for a dense product: in the form of `x`, bf16 if `writes_bf16` and
+// else floats.
+void make_whole(const ProductKernels& kernels, const Matrix& m, bool bitmask, Dtype dtype, uint64_t first, uint64_t count,
+                void* out);
+bool writes_bf16(const ProductKernels& kernels, Dtype dtype);
+
 }  // namespace secateur

@@ -55,3 +55,16 @@ def product(
     y: int,
     method: int,
 ) -> None: ...
+def whole(
+    bitmask: bool,
+    dtype: int,
+    where: int,
+    values: int,
+    starts: int,
+    rows: int,
+    columns: int,
+    first: int,
+    count: int,
+    out: int,
+) -> None: ...
+def whole_is_bf16(dtype: int) -> bool: ...

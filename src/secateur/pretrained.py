@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +18,13 @@ from secateur.core.types import Spec
 from secateur.errors import BadInput, PlanMismatch
 from secateur.evaluate.calibrate import Calibration
 from secateur.report.report import Report, ReportRow
+from secateur.stores.architectures import class_of
 from secateur.stores.base import choose
 from secateur.stores.checkpoint import CheckpointStore
 from secateur.stores.memory import MemoryStore
 
 RUN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """Dtypes that a model can be run in."""
-EXTRA = 'it needs the package transformers: pip install "secateur[hf]".'
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -36,7 +34,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> nn.Module:
         BadInput: not such a folder, a class that transformers does not have, weights that are not there, or transformers is
             missing.
     """
-    made = _class_of(folder)
+    made = class_of(folder)
     try:
         model, found = made.from_pretrained(
             str(folder), dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
@@ -50,30 +48,6 @@ def load_model(folder: Path, dtype: torch.dtype) -> nn.Module:
             "name another architecture than it holds?"
         )
     return model.eval()
-
-
-def _class_of(folder: Path) -> Any:
-    """The class of transformers that a folder's config names."""
-    config = folder / "config.json"
-    if not config.is_file():
-        raise BadInput(
-            f"{folder} has no config.json, so the model cannot be run on the calibration. Give a Hugging Face folder, or load "
-            "the model yourself and pass the nn.Module."
-        )
-    try:
-        names = json.loads(config.read_text("utf-8")).get("architectures") or []
-    except (ValueError, AttributeError) as e:
-        raise BadInput(f"{config} is not a config of transformers: {e}.") from e
-    try:
-        library = importlib.import_module("transformers")
-    except ModuleNotFoundError:
-        raise BadInput(f"calibration runs the model of {folder}; {EXTRA}") from None
-    made = getattr(library, names[0], None) if names and isinstance(names[0], str) else None
-    if not (isinstance(made, type) and issubclass(made, library.PreTrainedModel)):
-        raise BadInput(
-            f"{config} names the architecture {names!r}, which transformers {library.__version__} does not have."
-        )
-    return made
 
 
 def prune_folder(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import child, machine, memory, packed, speed
+from benchmarks import child, machine, memory, packed, runtime, runtimes, speed
 from benchmarks.models import FULL_WIDTH, encoder, fill, weights_of, width_for
 from benchmarks.result import Bar, Result, Table
 from benchmarks.timing import Timing, take_turns
@@ -104,7 +104,58 @@ def test_results_are_written_and_quoted(tmp_path: Path) -> None:
         command.quote(result, page)
 
 
-def test_the_page_has_a_place_for_each() -> None:
-    text = command.PAGE.read_text(encoding="utf-8")
-    places = set(re.findall(r"<!-- (\w+) -->.*?<!-- end of \1 -->", text, re.S))
-    assert places == set(command.ALL) - {"probes"}
+def test_the_pages_have_a_place_for_each() -> None:
+    for page in {command.PAGE, *command.PAGES.values()}:
+        text = page.read_text(encoding="utf-8")
+        places = set(re.findall(r"<!-- (\w+) -->.*?<!-- end of \1 -->", text, re.S))
+        assert places == {n for n in command.ALL if command.PAGES.get(n, command.PAGE) == page} - {"probes"}
+
+
+def test_products_are_timed_side_by_side() -> None:
+    """The quick form: every candidate at every point, and what packing uses among them."""
+    cells = runtime.measured(runtime.QUICK)
+    assert len(cells) == 4
+    for c in cells:
+        assert {runtime.BASE, runtime.FLOAT, runtimes.TORCH_CSR, *c.used.values()} <= set(c.times)
+        assert all(s > 0 for t in c.times.values() for s in t.seconds)
+        assert c.faster(runtime.BASE, runtime.BASE).median == 1
+    (table,) = runtime.tables_of(cells)
+    assert len(table.rows) == 4
+    assert all(len(row) == len(table.heads) for row in table.rows)
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_goals_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
+    """Given times, the bars that are missed are those that should be."""
+    monkeypatch.setattr(runtime, "key", lambda dtype: "avx512bf16+amx" if amx else "avx512bf16+bf16")
+    one, two = Timing((1.0,)), Timing((2.0,))
+    names = {d: runtime.our_name("bitmask", d) for d in (torch.bfloat16, torch.float32)}
+    times = {runtime.BASE: two, runtime.FLOAT: two, **dict.fromkeys(names.values(), one)}
+    times[runtime.our_name("bitmask", torch.bfloat16, "avx2")] = one
+    cells = [runtime.Cell(runtime.SHAPE, s, 1, 1, times, names) for s in (0.5, 0.8, 0.9)]
+    reached = {b.what: b.reached for b in runtime.bars_of(cells)}
+    assert reached["1 row, 90%, float32: times dense float32"] is False
+    assert reached["whatever is packed, at worst: times dense of its dtype"] is True
+    assert reached["1 row, float32, at worst: times the best of the others"] is True
+    if amx:
+        assert reached["1 row, 50%, bfloat16: times torch bfloat16"] is True
+        assert reached["1 row, 80%, bfloat16: times torch bfloat16"] is False
+    else:
+        assert reached["1 row, 80%, bfloat16 by AVX2: times torch bfloat16"] is True
+    packed_slowly = [
+        runtime.Cell(runtime.SHAPE, 0.5, 1, 1, times | dict.fromkeys(names.values(), Timing((3.0,))), names)
+    ]
+    assert not any(b.reached for b in runtime.bars_of(packed_slowly) if "by AVX2" not in b.what)
+
+
+def test_other_runtimes_multiply_the_same() -> None:
+    weight, x = torch.eye(24, 32), torch.arange(64.0).view(2, 32) / 64
+    for rows in (x, x[:1]):
+        torch.testing.assert_close(runtimes.torch_csr(weight)(rows), rows @ weight.t())
+    absent = runtimes.missing()
+    if runtimes.ORT not in absent:
+        torch.testing.assert_close(runtimes.onnxruntime(weight, 1)(x), x @ weight.t())
+    if runtimes.OPENVINO not in absent:
+        found, kind = runtimes.openvino(weight, 2, 1)
+        assert "8" in kind
+        torch.testing.assert_close(found(x), x @ weight.t(), atol=0.05, rtol=0.05)

@@ -20,7 +20,7 @@ from secateur.report.compare_text import renderables as comparison_renderables
 from secateur.report.tables import plan_renderables, renderables
 from secateur.report.words import printable
 
-from . import packing
+from . import measuring, packing
 from .output import show as _show
 from .pairs import caps_of, pairs_of
 from .pickled import loaded, save_over
@@ -308,6 +308,8 @@ def import_recipe_command(
 
 app.command("pack", epilog=EXIT_CODES)(packing.pack_command)
 app.command("unpack", epilog=EXIT_CODES)(packing.unpack_command)
+app.command("bench", epilog=EXIT_CODES)(measuring.bench_command)
+app.command("tune", epilog=EXIT_CODES)(measuring.tune_command)
 
 
 def _form(quick: bool, full: bool) -> str | None:

@@ -22,10 +22,10 @@ import secateur
 from secateur.errors import BadInput
 from secateur.evaluate.calibrate import Calibration, Step
 from secateur.evaluate.text import next_token_loss, read_text, sequences
-from secateur.pretrained import EXTRA
 from secateur.report.report import Report
 from secateur.report.tables import renderables
 from secateur.report.words import printable
+from secateur.stores.architectures import EXTRA
 
 UNIT = 1024 if sys.platform.startswith("linux") else 1
 

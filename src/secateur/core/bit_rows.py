@@ -45,8 +45,7 @@ def spread(values: Tensor, bits: Tensor, columns: int) -> Tensor:
     if native.available():
         return packing.spread(values, bits, columns)
     out = values.new_zeros((len(bits), columns))
-    out[_marked(bits, columns)] = values
-    return out
+    return out.masked_scatter_(_marked(bits, columns), values)  # a single NaN keeps its bits
 
 
 def columns_of(bits: Tensor, columns: int) -> Tensor:

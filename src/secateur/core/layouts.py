@@ -79,5 +79,6 @@ def restore(parts: Parts, layout: Layout, columns: int) -> Tensor:
         row = torch.repeat_interleave(torch.arange(rows), starts.diff())
         out[row, where[:count].to(torch.int64)] = values[:count]
     else:
-        out[unpack(where.view(-1), 0, where.numel() * 8).view(rows, 8 * where.shape[1])[:, :columns]] = values[:count]
+        kept = unpack(where.view(-1), 0, where.numel() * 8).view(rows, 8 * where.shape[1])[:, :columns]
+        out.masked_scatter_(kept, values[:count])  # an assignment would fill in a single value, and a NaN lose its bits
     return out

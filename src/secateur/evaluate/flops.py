@@ -120,8 +120,8 @@ def count_flops(model: nn.Module, example_input: Tensor | tuple[Any, ...] | Mapp
     Raises:
         BadInput: a module with prunable weights (linear, convolution, recurrent, attention, experts) that
             counted 0, since a total without it would be wrong in silence: it never ran on this input, or its
-            operator is not counted. Also weights without values (meta device, lazy modules), or an input of
-            another kind.
+            operator is not counted. Also weights without values (meta device, lazy modules), packed layers, or an
+            input of another kind.
 
     Example:
         >>> import torch, secateur
@@ -196,6 +196,11 @@ def _refuse_valueless(model: nn.Module) -> None:
             raise BadInput(f"{name!r} belongs to a lazy module and has no shape yet: run the model once first.")
         if tensor.is_meta:
             raise BadInput(f"{name!r} is on the meta device: zeros can only be counted in weights that have values.")
+    for name, module in model.named_modules():
+        if hasattr(type(module), "packed_role"):
+            raise BadInput(
+                f"{name!r} is packed: count the FLOPs of the model before it is, or of secateur.unpack(model)."
+            )
 
 
 @contextmanager

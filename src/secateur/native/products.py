@@ -71,3 +71,34 @@ def product(
         x.shape[0], 0 if bias is None else bias.data_ptr(), out.data_ptr(), METHODS[method],
     )  # fmt: skip
     return out
+
+
+def whole_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What `whole` writes of values of a dtype: bfloat16 where the kernels multiply it, else float32."""
+    return torch.bfloat16 if _kernels().whole_is_bf16(DTYPES[dtype]) else torch.float32
+
+
+def whole(
+    bitmask: bool, where: Tensor, values: Tensor, starts: Tensor, columns: int, first: int, count: int, out: Tensor
+) -> Tensor:
+    """Some rows of a weight with its zeros, ``(count, columns)``, in the memory of ``out``.
+
+    Args:
+        bitmask, where, values, starts, columns: the weight, as `product` takes it.
+        first, count: its rows.
+        out: ``(at least count, columns up to a multiple of 64)``, of `whole_dtype`.
+    """
+    rows, padded = starts.numel() - 1, -(-columns // 64) * 64
+    wrong = where.numel() != rows * (padded // 8) if bitmask else where.numel() != values.numel()
+    fits = out.dim() == 2 and len(out) >= count and out.shape[1] == padded and out.dtype == whole_dtype(values.dtype)
+    if wrong or not fits or first < 0 or count < 0 or first + count > rows:
+        raise ValueError(
+            f"rows {first} to {first + count} of {rows} x {columns} do not go into {tuple(out.shape)}, {out.dtype}."
+        )
+    if not all(t.is_contiguous() and t.device.type == "cpu" for t in (where, values, starts, out)):
+        raise ValueError("native products take contiguous tensors on the CPU.")
+    _kernels().whole(
+        bitmask, DTYPES[values.dtype], where.data_ptr(), values.data_ptr(), starts.data_ptr(), rows, columns, first, count,
+        out.data_ptr(),
+    )  # fmt: skip
+    return out[:count, :columns]

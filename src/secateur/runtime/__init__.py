@@ -1,1 +1,1 @@
-"""Pruned models made smaller and faster: packed files."""
+"""Pruned models made smaller and faster: packed files, packed layers, exporters, and what they were measured to do."""

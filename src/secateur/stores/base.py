@@ -82,13 +82,34 @@ def choose(
     include: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] | None = None,
 ) -> list[Spec]:
-    """Applies the filters: returns all specs, ``skip`` set on those not chosen and ``named`` on those named in full.
-
-    A glob matches a name, an alias, or any module above it, and chooses among prunable roles; only a full name without
-    wildcards adds a tensor that is skipped by default.
+    """Applies the filters, as `filtered` does, to what is to be pruned.
 
     Raises:
         NothingChosen: a glob of either filter matches no tensor, or nothing is left to prune.
+    """
+    out = filtered(specs, include, ignore)
+    if not any(s.skip is None for s in out):
+        reasons = "; ".join(f"{s.name}: {s.skip}" for s in out[:6])
+        raise NothingChosen(
+            "there is nothing to prune: no tensor is chosen"
+            + (f" ({reasons}{'; …' if len(out) > 6 else ''})" if out else " (the target has no tensors)")
+            + ". Name a tensor in full in include= to prune one that is skipped by default."
+        )
+    return out
+
+
+def filtered(
+    specs: Sequence[Spec],
+    include: str | Sequence[str] | None = None,
+    ignore: str | Sequence[str] | None = None,
+) -> list[Spec]:
+    """Applies the filters: returns all specs, ``skip`` set on those not chosen and ``named`` on those named in full.
+
+    A glob matches a name, an alias, or any module above it, and chooses among those that are not skipped; only a full name
+    without wildcards adds a tensor that is skipped by default.
+
+    Raises:
+        NothingChosen: a glob of either filter matches no tensor.
     """
     inc, ign = globs(include), globs(ignore)
     for kind, patterns in (("include", inc), ("ignore", ign)):
@@ -99,15 +120,7 @@ def choose(
                     f"{kind}={p!r} matches nothing. Give a tensor's name, a module's name, or a glob of either "
                     f'("*" crosses dots). The target has: {names or "no tensors at all"}.'
                 )
-    out = [_filtered(s, inc, ign) for s in specs]
-    if not any(s.skip is None for s in out):
-        reasons = "; ".join(f"{s.name}: {s.skip}" for s in out[:6])
-        raise NothingChosen(
-            "there is nothing to prune: no tensor is chosen"
-            + (f" ({reasons}{'; …' if len(out) > 6 else ''})" if out else " (the target has no tensors)")
-            + ". Name a tensor in full in include= to prune one that is skipped by default."
-        )
-    return out
+    return [_filtered(s, inc, ign) for s in specs]
 
 
 def _filtered(spec: Spec, include: list[str], ignore: list[str]) -> Spec:

@@ -94,6 +94,8 @@ def _of_type(t: Tensor) -> str | None:
     """Subclasses and layouts: zeros can be written only where the values are the memory itself."""
     if type(t) not in PLAIN and t.dtype in SUPPORTED:
         name = f"{type(t).__module__}.{type(t).__name__}"
+        if type(t).__name__ == "PackedWeight":
+            return "it is packed; take the weights back first with secateur.unpack(model)"
         if type(t).__name__ == "DTensor":
             return "it is a DTensor, cut over several processes; prune the model before it is sharded"
         return (

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -53,17 +53,19 @@ class Tree:
 
     Attributes:
         tensors: every parameter, under every name it is registered by, as
-            ``named_parameters(remove_duplicate=False)`` lists them; weights of quantised modules, which are
-            no parameters, among them.
+            ``named_parameters(remove_duplicate=False)`` lists them; weights of quantised modules and of packed layers, which
+            are no parameters, among them.
         buffers: canonical names of all buffers; their tensors are not the store's business.
         owners: what is known of a module that holds weights, by the canonical name of the module.
         modules: every module by its canonical name; of a wrapper and what it holds, which share one, the latter.
+        packed: the weights of packed layers, by what holds their values: two layers that share it have one weight.
     """
 
     tensors: list[Stored] = field(default_factory=list)
     buffers: set[str] = field(default_factory=set)
     owners: dict[str, Owner] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
+    packed: dict[int, Tensor] = field(default_factory=dict)
 
 
 def walk(model: nn.Module) -> Tree:
@@ -82,6 +84,9 @@ def _visit(
             tree.tensors.append(Stored(raw + key, name + key, parameter))
     for key in module._buffers:
         tree.buffers.add(name + key)
+    if hasattr(type(module), "packed_role"):
+        weight = tree.packed.setdefault(id(module._buffers["packed_values"]), cast(Tensor, module.weight))
+        tree.tensors.append(Stored(raw + "weight", name + "weight", weight))
     tree.modules[name[:-1]] = module
     owner = owner_of(module, kinds)
     if owner is not None:
@@ -93,11 +98,11 @@ def _visit(
     unwrap = isinstance(module, MODULE_WRAPPERS)
     for key, child in module._modules.items():
         if child is not None:
-            hidden = key in WRAPPERS or (unwrap and key == "module") or (key in ADAPTED and _is_adapter(module))
+            hidden = key in WRAPPERS or (unwrap and key == "module") or (key in ADAPTED and is_adapter(module))
             _visit(child, f"{raw}{key}.", name if hidden else f"{name}{key}.", tree, kinds, heads)
 
 
-def _is_adapter(module: nn.Module) -> bool:
+def is_adapter(module: nn.Module) -> bool:
     """Whether a module's class is one of peft, or made from one."""
     return any(cls.__module__.partition(".")[0] == "peft" for cls in type(module).__mro__)
 

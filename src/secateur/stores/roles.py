@@ -122,6 +122,8 @@ def _kind(module: nn.Module) -> Owner | None:
         if isinstance(module, classes):
             return Owner(kind)
     cls = type(module)
+    if isinstance(role := getattr(cls, "packed_role", None), str):  # of secateur.runtime, which is above this layer
+        return Owner(role)
     packed = hasattr(cls, "get_weight") or hasattr(cls, "weight")
     if packed and cls.__module__.startswith("torch.ao.nn.quantized.") and "Embedding" not in cls.__name__:
         return Owner("quantized")
