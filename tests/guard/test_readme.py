@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,7 +41,8 @@ def test_there_is_something_to_run() -> None:
 # What packing gains is a matter of the processor, and a model as small as this one gains nothing on any.
 @pytest.mark.filterwarnings("ignore:.*dense:secateur.SecateurWarning")
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_it_runs(block: str) -> None:
+def test_it_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     names = given()
     exec(compile(block, "README.md", "exec"), names)
     assert 0.89 < secateur.inspect(names["model"]).sparsity < 0.91
