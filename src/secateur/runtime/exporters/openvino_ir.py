@@ -89,7 +89,7 @@ def write(
     call, model = Call.of(example, "openvino"), runnable(model, "openvino")
     if folder.suffix in (".xml", ".bin"):
         raise BadInput(f"OpenVINO's IR is two files: name the folder they go to, not {str(folder)!r}.")
-    with _untold():
+    with untold():
         ov = need("openvino", "openvino", "the format openvino")
         nncf = need("nncf", "openvino", "quantising to int8") if int8 else None
     samples = [call, *(Call.of(c, "calibration") for c in calibration or ())]
@@ -148,7 +148,7 @@ def _has_amx() -> bool:
 
 
 @contextlib.contextmanager
-def _untold() -> Iterator[None]:
+def untold() -> Iterator[None]:
     """OpenVINO and nncf are imported without what tells their makers of every import and every call."""
     name = "openvino_telemetry"
     hidden = name not in sys.modules
@@ -168,7 +168,8 @@ def _converted(ov: Any, model: nn.Module, call: Call) -> tuple[Any, list[tuple[i
         with quiet():
             made = ov.convert_model(program)
     except Exception as e:
-        raise BadInput(f"OpenVINO cannot express the model: {first_line(e)}") from e
+        why = next((line for line in str(e).splitlines() if line.startswith("--")), first_line(e))
+        raise BadInput(f"OpenVINO cannot express the model: {why.lstrip('- ')}") from e
     _name(made, model)
     return made, shapes
 

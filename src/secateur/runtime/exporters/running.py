@@ -120,8 +120,9 @@ def traced(model: nn.Module, call: Call) -> tuple[ExportedProgram, list[Shape]]:
     The first dim of every input, and of integers (tokens) the second, stays open where the model lets it.
 
     Raises:
-        BadInput: torch cannot export the model.
+        BadInput: the model does not run on the call, or torch cannot export it.
     """
+    outputs(model, call)
     lead = {len(t) for t in call.leaves() if t.dim()}
     if lead == {1}:  # torch takes a size of 1 for a constant
         with contextlib.suppress(BadInput):
