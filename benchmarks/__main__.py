@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import import_time, memory, probes, scaling, speed, train_step
+from benchmarks import export, import_time, memory, probes, scaling, speed, train_step
 from benchmarks.result import Result
 
-ALL = {m.__name__.rpartition(".")[2]: m for m in (import_time, probes, speed, memory, scaling, train_step)}
+ALL = {m.__name__.rpartition(".")[2]: m for m in (import_time, probes, speed, memory, scaling, train_step, export)}
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--full", action="store_true", help="whole sizes: minutes, and up to 6 GB of memory")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder to write to (%(default)s)")
     parser.add_argument(
-        "--docs", action="store_true", help="put the tables into docs/performance.md and docs/probes.md"
+        "--docs", action="store_true", help="put the tables into docs/performance.md, probes.md and export.md"
     )
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(ALL):
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.docs and name == "probes":
             probes.write_page(result)
         elif options.docs:
-            quote(result, PAGE)
+            quote(result, getattr(ALL[name], "PAGE", PAGE))
     console.print(f"Written to {options.out}.")
 
 

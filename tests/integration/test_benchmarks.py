@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import child, machine, memory, speed
+from benchmarks import child, export, machine, memory, probes, speed
 from benchmarks.models import FULL_WIDTH, encoder, fill, weights_of, width_for
 from benchmarks.result import Bar, Result, Table
 from benchmarks.timing import Timing, take_turns
@@ -91,7 +91,23 @@ def test_results_are_written_and_quoted(tmp_path: Path) -> None:
         command.quote(result, page)
 
 
-def test_the_page_has_a_place_for_each() -> None:
-    text = command.PAGE.read_text(encoding="utf-8")
-    places = set(re.findall(r"<!-- (\w+) -->.*?<!-- end of \1 -->", text, re.S))
-    assert places == set(command.ALL) - {"probes"}
+def test_the_pages_have_a_place_for_each() -> None:
+    pages = {getattr(m, "PAGE", command.PAGE) for m in command.ALL.values()} - {probes.PAGE}
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    places = re.findall(r"<!-- (\w+) -->.*?<!-- end of \1 -->", text, re.S)
+    assert sorted(places) == sorted(set(command.ALL) - {"probes"})
+
+
+def test_a_ratio_is_of_the_dense_run_by_the_pruned_one() -> None:
+    line = export._line("b", {"b": Timing((1.0,)), "a": Timing((2.0,)), "torch, dense": Timing((3.0,))}, "a")
+    assert line == ("b", "1e+03 (1e+03–1e+03)", "2 (2–2)", "3 (3–3)")
+
+
+@pytest.mark.slow
+def test_exports_are_weighed_and_timed(tmp_path: Path) -> None:
+    called = list(export.installed())
+    table = export.sizes(64, tmp_path)
+    assert [row[0] for row in table.rows] == called
+    assert dict(zip(called, (row[-1] for row in table.rows), strict=True))["safetensors"] == "1.00"
+    found, _ = export.candidates(64, tmp_path)
+    assert all(base in found for base, _ in found.values())

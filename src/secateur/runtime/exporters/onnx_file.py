@@ -45,7 +45,7 @@ def write(model: Any, store: MemoryStore, path: Path, example: Any, sparse: bool
         BadInput: onnx, onnxscript or onnxruntime is missing, or the model or the example cannot be used.
         SecateurError: the file gives other outputs than the model; nothing is written.
     """
-    call, model = Call.of(example, "onnx"), runnable(model, "onnx")
+    call, model = Call.of(example, "onnx").each(Tensor.cpu), runnable(model, "onnx")
     onnx = need("onnx", "onnx", "the format onnx")
     need("onnxscript", "onnx", "the format onnx")
     runtime = need("onnxruntime", "onnx", "verifying ONNX by running it")
@@ -163,7 +163,7 @@ def _runner(runtime: Any, path: Path) -> Run:
     names = [i.name for i in session.get_inputs()]
 
     def run(call: Call) -> list[Tensor]:
-        found = session.run(None, {n: t.numpy() for n, t in zip(names, call.leaves(), strict=True)})
+        found = session.run(None, dict(zip(names, call.arrays(), strict=True)))
         return [torch.from_numpy(a) for a in found]
 
     return run

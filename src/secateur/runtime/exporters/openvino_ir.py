@@ -86,13 +86,14 @@ def write(
         BadInput: openvino (or nncf) is missing, or the model or an example cannot be used.
         SecateurError: the result gives other outputs than the model; nothing is written.
     """
-    call, model = Call.of(example, "openvino"), runnable(model, "openvino")
+    call, model = Call.of(example, "openvino").each(Tensor.cpu), runnable(model, "openvino")
     if folder.suffix in (".xml", ".bin"):
         raise BadInput(f"OpenVINO's IR is two files: name the folder they go to, not {str(folder)!r}.")
     with untold():
         ov = need("openvino", "openvino", "the format openvino")
         nncf = need("nncf", "openvino", "quantising to int8") if int8 else None
-    samples = [call, *(Call.of(c, "calibration") for c in calibration or ())]
+    more = () if calibration is None else calibration
+    samples = [call, *(Call.of(c, "calibration").each(Tensor.cpu) for c in more)]
     refuse_place(folder, overwrite)
     with at_rest(model):
         made, shapes = _converted(ov, model, call)
@@ -221,7 +222,7 @@ def _products(made: Any) -> Iterator[tuple[Any, Any]]:
 
 def _quantised(nncf: Any, made: Any, samples: Sequence[Call]) -> Any:
     attends = any(op.get_type_name() == "ScaledDotProductAttention" for op in made.get_ordered_ops())
-    data = nncf.Dataset([[t.numpy() for t in call.leaves()] for call in samples])
+    data = nncf.Dataset([call.arrays() for call in samples])
     kind = nncf.ModelType.TRANSFORMER if attends else None
     try:
         with quiet():
@@ -239,7 +240,7 @@ class _Compiled:
 
     def run(self, call: Call) -> list[Tensor]:
         """See `running.Run`."""
-        found = self._compiled([t.numpy() for t in call.leaves()])
+        found = self._compiled(call.arrays())
         return [torch.from_numpy(np.array(found[port])) for port in self._compiled.outputs]
 
     def layers(self) -> list[Layer]:

@@ -51,11 +51,15 @@ class Call:
             call = Call(tuple(value) if isinstance(value, tuple | list) else (value,), {})
         if not call.leaves():
             raise BadInput(f"{what}: example_inputs hold no tensor; got a {type(value).__name__}.")
-        return call
+        return call.each(Tensor.detach)
 
     def leaves(self) -> list[Tensor]:
         """The tensors, in order."""
         return [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)]
+
+    def arrays(self) -> list[Any]:
+        """The tensors as numpy's, for other runtimes."""
+        return [t.contiguous().numpy() for t in self.leaves()]
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Call:
         """The call with every tensor changed."""
