@@ -73,7 +73,7 @@ def test_names_zeros_and_outputs_in_a_file_of_a_model_that_is_left_alone(net: st
     assert all(tensors[n].tobytes() == p.detach().numpy().tobytes() for n, p in model.named_parameters())
     report = secateur.prune(copy.deepcopy(model), made.sparsity)
     assert (made.zeros, made.total) == (report.zeros, report.total)
-    assert made.facts["unused"] == []
+    assert made.facts["absent"] == []
     assert close(ran(path, OTHERS[net]), call(model, OTHERS[net]), 1e-5)
     assert made.facts["difference"] < 1e-5
     assert made.bytes == path.stat().st_size
@@ -113,7 +113,7 @@ def test_ties_and_what_is_not_used(tmp_path: Path) -> None:
     secateur.prune(model, 0.5, include="words.weight")
     made = export(model, tmp_path / "m.onnx", "onnx", torch.randint(0, 50, (2, 5)))
     tensors = held(tmp_path / "m.onnx")
-    assert made.facts["unused"] == ["unused.bias", "unused.weight"]
+    assert made.facts["absent"] == ["unused.bias", "unused.weight"]
     assert len({"words.weight", "head.weight"} & set(tensors)) == 1
     assert tensors["shift"].tobytes() == model.shift.numpy().tobytes()
 

@@ -16,7 +16,20 @@ from secateur.errors import BadInput, SecateurError
 from secateur.stores.memory import MemoryStore
 from secateur.stores.staging import refuse_place, staged
 
-from .running import Call, Run, at_rest, first_line, outputs, quiet, tolerance_of, traced, variants, verify
+from .running import (
+    Call,
+    Run,
+    Shape,
+    at_rest,
+    first_line,
+    outputs,
+    quiet,
+    tolerance_of,
+    traced,
+    variants,
+    verify,
+    words,
+)
 from .target import Written, need, parameters, runnable, same_bits
 
 SUFFIX = ".onnx"
@@ -61,21 +74,21 @@ def write(model: Any, store: MemoryStore, path: Path, example: Any, sparse: bool
         left_out = _sparsify(proto, onnx) if sparse else []
         with staged(path, overwrite, proto.ByteSize()) as stage:
             stage.write_bytes(proto.SerializeToString())
-            unused, zeros, total = _counted(onnx, stage, model, store)
+            absent, zeros, total = _counted(onnx, stage, model, store)
             run = _runner(runtime, stage)
             worst = verify(partial(outputs, model), run, list(variants(call, shapes)), tolerance_of(model))
             written = stage.stat().st_size
     facts = {
-        "inputs": {i.name: _words(s) for i, s in zip(proto.graph.input, shapes, strict=True)},
+        "inputs": {i.name: words(s) for i, s in zip(proto.graph.input, shapes, strict=True)},
         "difference": worst,
         "dense_bytes": dense,
         "sparse": left_out,
-        "unused": unused,
+        "absent": absent,
     }
     return Written(written, zeros, total, facts, (DENSE, SPARSE) if left_out else (DENSE,))
 
 
-def _proto(model: nn.Module, call: Call) -> tuple[Any, list[tuple[int | None, ...]]]:
+def _proto(model: nn.Module, call: Call) -> tuple[Any, list[Shape]]:
     program, shapes = traced(model, call)
     try:
         with quiet():  # not optimised: constants that are folded lose their names, and every runtime folds them anyway
@@ -123,27 +136,30 @@ def _sparsify(proto: Any, onnx: Any) -> list[str]:
 
 
 def _counted(onnx: Any, path: Path, model: nn.Module, store: MemoryStore) -> tuple[list[str], int, int]:
-    """Parameters that the forward pass does not use, and zeros and elements of the weights that the file holds.
+    """What a file holds of the model.
+
+    Returns:
+        Parameters that are not in it, because the forward pass does not use them; zeros and elements of the weights that are.
 
     Raises:
         SecateurError: a parameter's bits are not those of the model.
     """
-    graph = onnx.load(path).graph
-    held = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in graph.initializer}
-    held |= {s.values.name: _expanded(onnx, s) for s in graph.sparse_initializer}
-    wanted = parameters(model)
-    for name, t in wanted.items():
-        if name in held and not same_bits(held[name], t):
+    graph, wanted = onnx.load(path).graph, parameters(model)
+    whole = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name in wanted}
+    held = {n: torch.from_numpy(a.copy()) for n, a in whole.items()}
+    held |= {s.values.name: _expanded(onnx, s) for s in graph.sparse_initializer if s.values.name in wanted}
+    for name, t in held.items():
+        if not same_bits(t, wanted[name]):
             raise SecateurError(f"{name!r} in the file has other values than the model's: a bug.")
-    unused, zeros, total = list[str](), 0, 0
+    absent, zeros, total = list[str](), 0, 0
     for spec in store.every():
         found = [held[n] for n in (spec.name, *spec.aliases) if n in held]
         if not found:
-            unused.append(spec.name)
+            absent.append(spec.name)
         elif spec.skip is None:
             zeros += int((~nonzero(found[0])).sum())
             total += found[0].numel()
-    return unused, zeros, total
+    return absent, zeros, total
 
 
 def _expanded(onnx: Any, sparse: Any) -> Tensor:
@@ -167,7 +183,3 @@ def _runner(runtime: Any, path: Path) -> Run:
         return [torch.from_numpy(a) for a in found]
 
     return run
-
-
-def _words(shape: tuple[int | None, ...]) -> str:
-    return " × ".join("any" if s is None else str(s) for s in shape)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from secateur.errors import BadInput
 from secateur.stores.staging import refuse_place, staged
 
-from .running import Call, at_rest, first_line, outputs, quiet, tolerance_of, traced, variants, verify
+from .running import Call, Shape, at_rest, first_line, outputs, quiet, tolerance_of, traced, variants, verify, words
 from .target import Written, need, runnable
 
 STEM = "openvino_model"
@@ -36,7 +36,7 @@ class Layer:
     """A product with constant weights.
 
     Attributes:
-        name: the module's where its weights are in the file as they are in the model, else OpenVINO's own.
+        name: the module's (of another parameter than ``weight``, that one's), or OpenVINO's own where weights were folded.
         shape, dtype: of its weights, as the file holds them.
         zeros: how many of them are zero.
         primitive: what OpenVINO ran for it here.
@@ -98,14 +98,15 @@ def write(
     with at_rest(model):
         made, shapes = _converted(ov, model, call)
         calls = list(variants(call, shapes))
-        worst = verify(partial(outputs, model), _Compiled(ov, made).run, calls, tolerance_of(model))
-        if nncf is not None:
+        wants, tolerance = partial(outputs, model), tolerance_of(model)
+        if nncf is not None:  # what int8 moves is told apart from what would be a mistake
+            verify(wants, _Compiled(ov, made).run, calls, tolerance)
             made = _quantised(nncf, made, samples)
         with staged(folder, overwrite, sum(c.data.nbytes for c in _constants(made))) as stage:
             stage.mkdir()
             ov.save_model(made, stage / f"{STEM}.xml", compress_to_fp16=False)
             compiled = _Compiled(ov, ov.Core().read_model(stage / f"{STEM}.xml"))
-            worst = verify(partial(outputs, model), compiled.run, calls, None if int8 else tolerance_of(model))
+            worst = verify(wants, compiled.run, calls, None if int8 else tolerance)
             layers = compiled.layers()
             size = sum(p.stat().st_size for p in stage.iterdir())
     return _described(layers, size, worst, shapes, int8)
@@ -113,7 +114,7 @@ def write(
 
 def _described(layers: list[Layer], size: int, worst: float, shapes: Sequence[Any], int8: bool) -> Written:
     facts = {
-        "inputs": [" × ".join("any" if n is None else str(n) for n in s) for s in shapes],
+        "inputs": [words(s) for s in shapes],
         "difference": worst,
         "int8": int8,
         "amx": _has_amx(),
@@ -137,7 +138,7 @@ def _notes(layers: list[Layer], worst: float, int8: bool) -> Iterator[str]:
         )
     else:
         why = "this CPU has no AMX, which it needs" if not _has_amx() else "no layer of this model qualifies"
-        yield f"OpenVINO's sparse int8 product was NOT used here: {why}. All {len(layers)} layers ran as dense ones."
+        yield f"OpenVINO's sparse int8 product was NOT used here: {why}. Zeros gain no time."
     reasons = Counter(layer.why_not for layer in layers if not layer.sparse and layer.why_not)
     for reason, count in reasons.items():
         first = next(layer for layer in layers if layer.why_not == reason)
@@ -162,7 +163,7 @@ def untold() -> Iterator[None]:
             del sys.modules[name]
 
 
-def _converted(ov: Any, model: nn.Module, call: Call) -> tuple[Any, list[tuple[int | None, ...]]]:
+def _converted(ov: Any, model: nn.Module, call: Call) -> tuple[Any, list[Shape]]:
     """The model as OpenVINO's, from its graph: weights stay (out, in), which ONNX's MatMul would transpose."""
     program, shapes = traced(model, call)
     try:
@@ -180,8 +181,7 @@ def _name(made: Any, model: nn.Module) -> None:
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     known: dict[object, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
-        owner = name.rpartition(".")[0]
-        if not owner or (id(p) in tables and isinstance(model.get_submodule(owner), nn.Embedding)):
+        if id(p) in tables and isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding):
             continue
         array = p.detach().numpy()
         for form in {_print(array), _print(array.T)} if p.dim() == 2 else {_print(array)}:
@@ -194,7 +194,7 @@ def _name(made: Any, model: nn.Module) -> None:
         name = names[0]
         given.add(name)
         constant.set_friendly_name(name)
-        layer = name.rpartition(".")[0]
+        layer = name.removesuffix(".weight")
         product.set_friendly_name(layer)
         for reader in product.output(0).get_target_inputs():  # a fused layer goes by the name of what adds its bias
             if reader.get_node().get_type_name() == "Add":

@@ -145,6 +145,16 @@ def traced(model: nn.Module, call: Call) -> tuple[ExportedProgram, list[Shape]]:
     return program, [tuple(None if isinstance(s, torch.SymInt) else int(s) for s in v.shape) for v in inputs]
 
 
+def words(shape: Shape) -> str:
+    """A shape to read.
+
+    Example:
+        >>> words((None, 3, 8))
+        'any × 3 × 8'
+    """
+    return " × ".join("any" if s is None else str(s) for s in shape)
+
+
 def variants(call: Call, shapes: Sequence[Shape]) -> Iterator[tuple[str, Call]]:
     """The example, and others made from it where dims are open: twice the batch, its first sample, a shorter sequence."""
     yield "the example inputs", call
@@ -188,7 +198,7 @@ def verify(wants: Run, gives: Run, calls: Sequence[tuple[str, Call]], tolerance:
         if tolerance is not None and worst > tolerance:
             raise SecateurError(
                 f"on {what} the exported model's outputs differ from the model's by {worst:.2g} of their largest magnitude, "
-                f"more than the {tolerance:.2g} that rounding explains. Nothing was written."
+                f"more than the {tolerance:.2g} that rounding explains. The result was not kept."
             )
     return worst
 
