@@ -7,6 +7,7 @@ import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ LAYERS = 4
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 TIMED = 0.9
 ROWS = (1, 16)
+FLUSH = 128 << 20
+"""Bytes that are written before each run, so that none finds what the one before it has left in the caches."""
 FORMATS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "safetensors": ("safetensors", {}, ()),
     "ONNX": ("onnx", {}, ("onnx", "onnxscript", "onnxruntime")),
@@ -124,12 +127,13 @@ def candidates(width: int, folder: Path) -> tuple[dict[str, tuple[str, Run]], li
 def times(width: int, folder: Path, repeats: int) -> tuple[list[Table], list[str]]:
     """Every candidate, in turns, at each number of rows."""
     found, notes = candidates(width, folder)
+    other = torch.ones(FLUSH // 4)
     gc.freeze()  # the exporters leave millions of objects, which would be looked through before every run
     tables = []
     for rows in ROWS:
         x = torch.randn(rows, width)
         with torch.no_grad(), threads(1):
-            taken = take_turns({n: _on(run, x) for n, (_, run) in found.items()}, lambda: None, repeats)
+            taken = take_turns({n: _on(run, x) for n, (_, run) in found.items()}, partial(other.add_, 1), repeats)
         lines = [_line(n, taken, base) for n, (base, _) in found.items()]
         heads = ("<", "ms", "times faster than the same runtime, dense", "times faster than torch, dense float32")
         count = f"{rows} row{'s' if rows > 1 else ''}"
