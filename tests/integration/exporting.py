@@ -42,16 +42,24 @@ def bert() -> nn.Module:
     return model
 
 
-def tokens(batch: int, length: int) -> dict[str, Tensor]:
+def tokens(batch: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
     """A batch of `bert`'s, its arguments not in the order of ``forward``."""
     mask = torch.ones(batch, length, dtype=torch.long)
     mask[-1, length // 2 :] = 0
-    return {"attention_mask": mask, "input_ids": torch.randint(0, 99, (batch, length))}
+    return {"attention_mask": mask, "input_ids": torch.randint(0, 99, (batch, length), generator=draw)}
 
 
-EXAMPLES: dict[str, Any] = {"mlp": torch.randn(4, 128), "cnn": (torch.randn(2, 3, 12, 12),), "bert": tokens(2, 9)}
-OTHERS: dict[str, Any] = {"mlp": torch.randn(7, 128), "cnn": (torch.randn(5, 3, 12, 12),), "bert": tokens(3, 6)}
-"""Of another batch size, and for tokens of another length."""
+def _inputs(batch: int, length: int, seed: int) -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        "mlp": torch.randn(batch, 128, generator=draw),
+        "cnn": (torch.randn(batch, 3, 12, 12, generator=draw),),
+        "bert": tokens(batch, length, draw),
+    }
+
+
+EXAMPLES, OTHERS, MANY = _inputs(4, 9, 0), _inputs(7, 6, 1), [_inputs(64, 9, seed) for seed in range(2, 6)]
+"""Examples; others of another batch size, and for tokens of another length; and some batches to calibrate with."""
 NETS = {"mlp": mlp, "cnn": cnn, "bert": bert}
 
 

@@ -17,6 +17,7 @@ from secateur.runtime.export import export
 from secateur.runtime.exporters.openvino_ir import untold
 from tests.integration.exporting import (
     EXAMPLES,
+    MANY,
     NETS,
     OTHERS,
     Branches,
@@ -84,11 +85,11 @@ def test_int8_keeps_zeros_and_says_what_ran(net: str, tmp_path: Path) -> None:
         pytest.skip("nncf is not installed")
     model = NETS[net]()
     before = everything(model)
-    more = [EXAMPLES[net] if isinstance(EXAMPLES[net], tuple) else (EXAMPLES[net],) for _ in range(2)]
-    made = export(model, tmp_path / "ir", "openvino", EXAMPLES[net], int8=True, calibration=more)
+    many = (batch[net] for batch in MANY)
+    made = export(model, tmp_path / "ir", "openvino", EXAMPLES[net], int8=True, calibration=many)
     assert everything(model) == before
-    assert close(ran(tmp_path / "ir", OTHERS[net]), call(model, OTHERS[net]), 0.1)
-    assert 0 < made.facts["difference"] < 0.1
+    assert close(ran(tmp_path / "ir", OTHERS[net]), call(model, OTHERS[net]), 0.05)
+    assert 0 < made.facts["difference"] < 0.05
     layers = made.facts["layers"]
     assert {layer["dtype"] for layer in layers} == {"i8"}
     weights = [p for p in model.parameters() if p.dim() > 1]
@@ -100,11 +101,22 @@ def test_int8_keeps_zeros_and_says_what_ran(net: str, tmp_path: Path) -> None:
         assert layer["primitive"] != "unknown"
         assert layer["sparse"] is (fits and made.facts["amx"]), layer
     text = " ".join(made.notes)
+    assert "others may be clipped" not in text
     if not any(layer["sparse"] for layer in layers):
         assert "sparse int8 product was NOT used here" in text
         assert made.facts["amx"] or "this CPU has no AMX" in text
     else:
         assert "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE" in text
+
+
+def test_ranges_of_the_examples_alone_are_told_of(tmp_path: Path) -> None:
+    if importlib.util.find_spec("nncf") is None:
+        pytest.skip("nncf is not installed")
+    made = export(mlp(), tmp_path / "ir", "openvino", EXAMPLES["mlp"], int8=True)
+    assert any("from which its ranges were taken (others may be clipped" in note for note in made.notes)
+    with pytest.raises(BadInput, match="calibration is empty"):
+        export(mlp(), tmp_path / "other", "openvino", EXAMPLES["mlp"], int8=True, calibration=[])
+    assert [p.name for p in tmp_path.iterdir()] == ["ir"]
 
 
 def test_weights_that_lie_the_other_way_are_turned(tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ def export(
             allows it; the result is run on the examples and on others made from them.
         sparse: of ``"onnx"``: leave zeros out of the file where that is smaller.
         int8: of ``"openvino"``: quantise weights and activations with nncf.
-        calibration: with ``int8``: more examples, in the form of ``example_inputs``.
+        calibration: with ``int8``: real examples, in the form of ``example_inputs``, for the ranges of activations. Without
+            them the ranges are those of ``example_inputs``, which then do not show how other inputs are clipped.
         include: of ``"semi-structured"``: globs of the layers that must be converted.
         overwrite: replace what is at ``path``.
 

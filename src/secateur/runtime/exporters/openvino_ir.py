@@ -79,7 +79,7 @@ def write(
         folder: a folder to be; it gets ``openvino_model.xml`` and ``openvino_model.bin``.
         example: what the model is called with.
         int8: whether weights and activations are quantised, by nncf.
-        calibration: more examples, for the ranges of activations; ``None``: the example alone.
+        calibration: examples for the ranges of activations; ``None``: the example, which is then no test of them.
         overwrite: whether a model may be at ``folder``.
 
     Raises:
@@ -92,8 +92,9 @@ def write(
     with untold():
         ov = need("openvino", "openvino", "the format openvino")
         nncf = need("nncf", "openvino", "quantising to int8") if int8 else None
-    more = () if calibration is None else calibration
-    samples = [call, *(Call.of(c, "calibration").each(Tensor.cpu) for c in more)]
+    given = [call] if calibration is None else [Call.of(c, "calibration").each(Tensor.cpu) for c in calibration]
+    if not given:
+        raise BadInput("calibration is empty: give some hundred real examples, in the form of example_inputs.")
     refuse_place(folder, overwrite)
     with at_rest(model):
         made, shapes = _converted(ov, model, call)
@@ -101,7 +102,7 @@ def write(
         wants, tolerance = partial(outputs, model), tolerance_of(model)
         if nncf is not None:  # what int8 moves is told apart from what would be a mistake
             verify(wants, _Compiled(ov, made).run, calls, tolerance)
-            made = _quantised(nncf, made, samples)
+            made = _quantised(nncf, made, given)
         with staged(folder, overwrite, sum(c.data.nbytes for c in _constants(made))) as stage:
             stage.mkdir()
             ov.save_model(made, stage / f"{STEM}.xml", compress_to_fp16=False)
@@ -109,10 +110,12 @@ def write(
             worst = verify(wants, compiled.run, calls, None if int8 else tolerance)
             layers = compiled.layers()
             size = sum(p.stat().st_size for p in stage.iterdir())
-    return _described(layers, size, worst, shapes, int8)
+    return _described(layers, size, worst, shapes, int8, calibration is not None)
 
 
-def _described(layers: list[Layer], size: int, worst: float, shapes: Sequence[Any], int8: bool) -> Written:
+def _described(
+    layers: list[Layer], size: int, worst: float, shapes: Sequence[Shape], int8: bool, apart: bool
+) -> Written:
     facts = {
         "inputs": [words(s) for s in shapes],
         "difference": worst,
@@ -121,15 +124,16 @@ def _described(layers: list[Layer], size: int, worst: float, shapes: Sequence[An
         "layers": [asdict(layer) for layer in layers],
     }
     zeros, total = sum(layer.zeros for layer in layers), sum(layer.numel for layer in layers)
-    return Written(size, zeros, total, facts, tuple(_notes(layers, worst, int8)))
+    return Written(size, zeros, total, facts, tuple(_notes(layers, worst, int8, apart)))
 
 
-def _notes(layers: list[Layer], worst: float, int8: bool) -> Iterator[str]:
+def _notes(layers: list[Layer], worst: float, int8: bool, apart: bool) -> Iterator[str]:
     yield "On disk a zero takes as much room as any other weight."
     if not int8:
         yield "OpenVINO multiplies float weights as dense ones: zeros gain no time. Its sparse product is for int8=True."
         return
-    yield f"int8 moves the outputs on the example inputs by up to {worst:.1%} of their largest magnitude; test its accuracy."
+    seen = "" if apart else ", from which its ranges were taken (others may be clipped: give calibration=)"
+    yield f"int8 moves the outputs on the example inputs{seen} by up to {worst:.1%} of their largest magnitude."
     used = [layer for layer in layers if layer.sparse]
     if used:
         yield (
