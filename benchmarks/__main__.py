@@ -9,15 +9,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import import_time, memory, packed, probes, runtime, scaling, speed, train_step
+from benchmarks import export, import_time, memory, packed, probes, runtime, scaling, speed, train_step
 from benchmarks.result import Result
 
 ALL = {
-    m.__name__.rpartition(".")[2]: m for m in (import_time, probes, speed, memory, scaling, train_step, packed, runtime)
+    m.__name__.rpartition(".")[2]: m
+    for m in (import_time, probes, speed, memory, scaling, train_step, packed, runtime, export)
 }
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "performance.md"
-PAGES = {"runtime": DOCS / "faster.md"}
+PAGES = {"runtime": DOCS / "faster.md", "export": DOCS / "export.md"}
 """Where the tables of a benchmark belong that are not on `PAGE`."""
 QUICK = ("runtime",)
 """Those that have a quick form."""

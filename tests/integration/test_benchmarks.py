@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import child, machine, memory, packed, runtime, runtimes, speed
+from benchmarks import child, export, machine, memory, packed, runtime, runtimes, speed
 from benchmarks.models import FULL_WIDTH, encoder, fill, weights_of, width_for
 from benchmarks.result import Bar, Result, Table
 from benchmarks.timing import Timing, take_turns
@@ -159,3 +159,18 @@ def test_other_runtimes_multiply_the_same() -> None:
         found, kind = runtimes.openvino(weight, 2, 1)
         assert "8" in kind
         torch.testing.assert_close(found(x), x @ weight.t(), atol=0.05, rtol=0.05)
+
+
+def test_a_ratio_is_of_the_dense_run_by_the_pruned_one() -> None:
+    line = export._line("b", {"b": Timing((1.0,)), "a": Timing((2.0,)), "torch, dense": Timing((3.0,))}, "a")
+    assert line == ("b", "1e+03 (1e+03–1e+03)", "2 (2–2)", "3 (3–3)")
+
+
+@pytest.mark.slow
+def test_exports_are_weighed_and_timed(tmp_path: Path) -> None:
+    called = list(export.installed())
+    table = export.sizes(64, tmp_path)
+    assert [row[0] for row in table.rows] == called
+    assert dict(zip(called, (row[-1] for row in table.rows), strict=True))["safetensors"] == "1.00"
+    found, _ = export.candidates(64, tmp_path)
+    assert all(base in found for base, _ in found.values())

@@ -90,7 +90,8 @@ def _refuse_foreign(out: Path) -> None:
     if not out.is_dir() or out.is_symlink():
         return
     names = sorted(p.name for p in out.iterdir())
-    if names and not any(n == "config.json" or n.endswith((".safetensors", ".index.json")) for n in names):
+    models = ("config.json", "openvino_model.xml")
+    if names and not any(n in models or n.endswith((".safetensors", ".index.json")) for n in names):
         raise OutputExists(
             f"{out} is a folder that does not look like a model (it holds {', '.join(names[:4])}"
             f"{', …' if len(names) > 4 else ''}), and all in it would be lost; choose another path, or empty it first."
