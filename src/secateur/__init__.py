@@ -33,6 +33,7 @@ from secateur.evaluate.flops import Flops, count_flops
 from secateur.evaluate.sensitivity import sensitivity
 from secateur.report.report import Report
 from secateur.runtime.bench import bench
+from secateur.runtime.export import export
 from secateur.runtime.files import save_packed, unpack_file
 from secateur.runtime.load import from_packed, load_packed
 from secateur.runtime.modules import pack, unpack
@@ -73,6 +74,7 @@ __all__ = [
     "criteria",
     "dynamic",
     "elementwise",
+    "export",
     "from_packed",
     "from_torch_prune",
     "inspect",

@@ -114,6 +114,11 @@ def saved(model: nn.Module) -> object:
         return secateur.save_packed(model, Path(folder) / "packed.safetensors")
 
 
+def exported(model: nn.Module) -> object:
+    with tempfile.TemporaryDirectory() as folder:
+        return secateur.export(model, Path(folder) / "model.safetensors", "safetensors")
+
+
 VERBS: dict[str, tuple[str, Callable[[nn.Module], object]]] = {
     "prune": ("prune", lambda m: secateur.prune(m, 0.5)),
     "prune 2:4": ("prune", lambda m: secateur.prune(m, pattern="2:4")),
@@ -133,6 +138,7 @@ VERBS: dict[str, tuple[str, Callable[[nn.Module], object]]] = {
     "count_flops": ("count_flops", lambda m: secateur.count_flops(m, images()[0])),
     "recalibrate_batchnorm": ("recalibrate_batchnorm", lambda m: secateur.recalibrate_batchnorm(m, images(3))),
     "save_packed": ("save_packed", saved),
+    "export": ("export", exported),
     "bench": ("bench", lambda m: secateur.bench(m, rows=(1,), turns=3, memory=False)),
 }  # fmt: skip
 TRAINS = {"iterate"}  # leaves a model with other values; tests/unit/test_iterative.py
