@@ -65,11 +65,18 @@ private:
             method_ = by_tile;
             inputs_.lay_out(kernels_, p_, values_.pairs);
         }
-        if (method_ == by_skip) inputs_.turn(kernels_.lanes, p_);
-        if (in_panels()) inputs_.turn_pairs(kernels_.lanes, p_.n);
+        if (method_ == by_skip) inputs_.turn(kernels_.lanes, p_.n > kernels_.lanes ? 2 : 1, p_.n);
+        if (method_ == by_tile) share_out();
     }
 
-    bool in_panels() const { return method_ == by_tile && values_.pairs && kernels_.panels; }
+    // Which inputs are multiplied in panels, and which one at a time: a panel that is half empty costs as much as a full one.
+    void share_out() {
+        if (!kernels_.panel[values_.pairs] || p_.n < kernels_.panel_from) return;
+        const uint64_t rest = p_.n % kernels_.lanes;
+        panels_ = p_.n / kernels_.lanes + (rest > kernels_.lanes / 2 || p_.n < kernels_.lanes);
+        in_panels_ = std::min(p_.n, panels_ * kernels_.lanes);
+        inputs_.turn_to_multiply(kernels_.lanes, in_panels_);
+    }
 
     void rows(uint64_t first, uint64_t last) {
         if (method_ == by_tile) tiled(first, last);
@@ -140,26 +147,35 @@ private:
 
     void tiled(uint64_t first, uint64_t last) {
         const Rounding out(kernels_, p_);
-        const bool pairs = values_.pairs, panels = in_panels();
-        const uint64_t block_rows = kernels_.block_rows;
-        const uint64_t width = pairs ? 2 : 4, most = block_bytes / width, padded = p_.matrix.padded;
-        Room spread, sums;
+        const uint64_t block_rows = kernels_.block_rows, unit = panels_ ? kernels_.panel_rows : kernels_.tile_rows;
+        const uint64_t wide = panels_ * kernels_.lanes, rest = p_.n - in_panels_;
+        Room spread, panel_sums, rest_sums;
         auto* w = spread.of<char>(block_rows * block_bytes);
-        auto* found = sums.of<float>(block_rows * p_.n);
+        auto* of_panels = panel_sums.of<float>(block_rows * wide);
+        auto* of_rest = rest_sums.of<float>(block_rows * rest);
         for (uint64_t r = first; r < last; r += block_rows) {
-            const uint64_t count = std::min<uint64_t>(block_rows, last - r);
-            const uint64_t whole = (count + kernels_.tile_rows - 1) / kernels_.tile_rows * kernels_.tile_rows;
-            std::memset(found, 0, whole * p_.n * sizeof *found);
-            uint64_t done[most_rows];
-            for (uint64_t a = 0; a < count; ++a) done[a] = static_cast<uint64_t>(p_.matrix.starts[r + a]);
-            for (uint64_t k = 0; k < padded; k += most) {
-                const uint64_t columns = std::min(most, padded - k);
-                std::memset(w + count * columns * width, 0, (whole - count) * columns * width);
-                for (uint64_t a = 0; a < count; ++a) spread_row(r + a, k, columns, done[a], w + a * columns * width);
-                const void* x = panels ? inputs_.panel(0, k) : inputs_.row(0, k);
-                kernels_.tile[pairs](w, whole, x, inputs_.stride(), p_.n, columns, found);
-            }
-            out.put(found, p_.n, r, count, 0, p_.n);
+            const uint64_t count = std::min<uint64_t>(block_rows, last - r), whole = (count + unit - 1) / unit * unit;
+            std::memset(of_panels, 0, whole * wide * sizeof(float));
+            std::memset(of_rest, 0, whole * rest * sizeof(float));
+            tile_block(r, count, whole, w, of_panels, of_rest);
+            if (panels_) out.put(of_panels, wide, r, count, 0, in_panels_);
+            if (rest) out.put(of_rest, rest, r, count, in_panels_, rest);
+        }
+    }
+
+    void tile_block(uint64_t row, uint64_t count, uint64_t whole, char* w, float* of_panels, float* of_rest) const {
+        const bool pairs = values_.pairs;
+        const uint64_t width = pairs ? 2 : 4, most = block_bytes / width, padded = p_.matrix.padded;
+        uint64_t done[most_rows];
+        for (uint64_t a = 0; a < count; ++a) done[a] = static_cast<uint64_t>(p_.matrix.starts[row + a]);
+        for (uint64_t k = 0; k < padded; k += most) {
+            const uint64_t columns = std::min(most, padded - k);
+            for (uint64_t a = 0; a < count; ++a) spread_row(row + a, k, columns, done[a], w + a * columns * width);
+            std::memset(w + count * columns * width, 0, (whole - count) * columns * width);
+            if (panels_)
+                kernels_.panel[pairs](w, whole, inputs_.panel(0, k), inputs_.panel_stride(), panels_, columns, of_panels);
+            if (p_.n > in_panels_)
+                kernels_.tile[pairs](w, whole, inputs_.row(in_panels_, k), inputs_.stride(), p_.n - in_panels_, columns, of_rest);
         }
     }
 
@@ -203,6 +219,7 @@ private:
     const ValueKernels& values_;
     Method method_;
     Inputs inputs_;
+    uint64_t panels_ = 0, in_panels_ = 0;
 };
 
 }  // namespace

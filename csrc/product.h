@@ -41,13 +41,17 @@ struct ValueKernels {
 struct ProductKernels {
     const char* name;
     uint64_t lanes;       // floats in a vector
-    uint64_t block_rows;  // rows whose weights are spread out at a time, a multiple of tile_rows
+    uint64_t block_rows;  // rows whose weights are spread out at a time, a multiple of the next two, of which one divides the other
     uint64_t tile_rows;
-    bool panels;          // tile[1] wants its inputs in panels of `lanes`, each (columns / 2, lanes, 2)
+    uint64_t panel_rows;
+    uint64_t panel_from;  // inputs from which `panel` is used
     ValueKernels of[3];
-    // sums[r * n + i] += w[r] · x[i], for a multiple of tile_rows rows and 64 columns; of floats, and of pairs of bf16.
-    // The inputs lie `stride` elements apart.
+    // Of floats, and of bf16 in pairs. The rows w are `columns` long, a multiple of 64.
+    // sums[r * n + i] += w[r] · x[i], for a multiple of tile_rows; inputs lie `stride` elements apart.
     void (*tile[2])(const void* w, uint64_t rows, const void* x, uint64_t stride, uint64_t n, uint64_t columns, float* sums);
+    // sums[r * panels * lanes + i] += w[r] · x[i], for a multiple of panel_rows; inputs in panels of `lanes`, which lie `stride`
+    // elements apart: (columns, lanes), or in pairs (columns / 2, lanes, 2). Or null.
+    void (*panel[2])(const void* w, uint64_t rows, const void* x, uint64_t stride, uint64_t panels, uint64_t columns, float* sums);
     // sums = Σ values[j] x[columns[j]] over `vectors`, 1 or 2, of inputs, x being (columns, vectors * lanes): of floats, and of
     // bf16.
     void (*skip[2])(const uint16_t* columns, const float* values, uint64_t count, const void* x, int vectors, float* sums);

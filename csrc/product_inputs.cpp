@@ -104,28 +104,28 @@ bool Inputs::lay_out(const ProductKernels& kernels, const Product& p, bool narro
     return all;
 }
 
-void Inputs::turn(uint64_t lanes, const Product& p) {
+void Inputs::turn(uint64_t lanes, int vectors, uint64_t n) {
     lanes_ = lanes;
-    vectors_ = p.n > lanes ? 2 : 1;
-    if (width_ == 2) turn_as<uint16_t>(stride_, p.n);
-    else turn_as<float>(stride_, p.n);
+    vectors_ = vectors;
+    if (width_ == 2) turn_as<uint16_t>(stride_, n);
+    else turn_as<float>(stride_, n);
 }
 
-void Inputs::turn_pairs(uint64_t lanes, uint64_t n) {
+void Inputs::turn_to_multiply(uint64_t lanes, uint64_t n) {
     lanes_ = lanes;
     vectors_ = 1;
-    turn_as<uint32_t>(stride_ / 2, n);
+    turn_as<uint32_t>(stride_ * width_ / sizeof(uint32_t), n);
 }
 
 template <class T>
 void Inputs::turn_as(uint64_t columns, uint64_t n) {
     constexpr uint64_t block = 32;
-    const uint64_t wide = panel_lanes(), panels = (n + wide - 1) / wide, blocks = columns / block;
-    panels_ = panels_room_.of<char>(std::max<uint64_t>(1, panels * wide * columns * sizeof(T)));
+    const uint64_t wide = panel_lanes(), all = panels(n), blocks = columns / block;
+    panels_ = panels_room_.of<char>(std::max<uint64_t>(1, all * wide * columns * sizeof(T)));
     const auto* from = reinterpret_cast<const T*>(rows_);
     std::atomic<uint64_t> next{0};
     run(n * columns < least_work ? 1 : pool_size(), [&](unsigned) {
-        for (uint64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < panels * blocks;) {
+        for (uint64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < all * blocks;) {
             const uint64_t panel = i / blocks, k = i % blocks * block;
             T* to = reinterpret_cast<T*>(panels_) + (panel * columns + k) * wide;
             for (uint64_t lane = 0; lane < wide; ++lane) {

@@ -36,16 +36,18 @@ public:
     bool lay_out(const ProductKernels& kernels, const Product& p, bool narrow);
 
     // Turns them: panel i holds inputs i * panel_lanes() …, (columns, panel_lanes()), in the form that they have.
-    void turn(uint64_t lanes, const Product& p);
+    void turn(uint64_t lanes, int vectors, uint64_t n);
 
-    // The same of bf16, a panel being (columns / 2, lanes, 2).
-    void turn_pairs(uint64_t lanes, uint64_t n);
+    // The same in panels of one vector; of bf16 a panel is (columns / 2, lanes, 2).
+    void turn_to_multiply(uint64_t lanes, uint64_t n);
 
     const void* row(uint64_t i, uint64_t column = 0) const { return rows_ + (i * stride_ + column) * width_; }
     uint64_t stride() const { return stride_; }
     const void* panel(uint64_t i, uint64_t column = 0) const {
         return panels_ + (i * stride_ + column) * panel_lanes() * width_;
     }
+    uint64_t panel_stride() const { return stride_ * panel_lanes(); }
+    uint64_t panels(uint64_t n) const { return (n + panel_lanes() - 1) / panel_lanes(); }
     int panel_vectors() const { return vectors_; }
     uint64_t panel_lanes() const { return static_cast<uint64_t>(vectors_) * lanes_; }
 

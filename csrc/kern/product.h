@@ -149,6 +149,68 @@ void tile(const void* weights, uint64_t rows, const void* inputs, uint64_t strid
     }
 }
 
+// R rows and V panels of inputs: a vector holds one column, or pair, of many inputs, so that sums need no adding up across lanes.
+template <class C, int R, int V>
+inline void panel_of(const typename C::Elem* w, uint64_t columns, uint64_t first, uint64_t last, const typename C::Elem* x,
+                     uint64_t stride, float* sums, uint64_t n) {
+    constexpr uint64_t depth = sizeof(float) / sizeof *w, lanes = sizeof(typename C::Vec) / sizeof(float);
+    typename C::Vec acc[R][V];
+#pragma GCC unroll 24
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) acc[r][v] = C::zero();
+    for (uint64_t k = first; k < last; k += depth) {
+        typename C::Vec in[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) in[v] = C::load(x + v * stride + k * lanes);
+#pragma GCC unroll 24
+        for (int r = 0; r < R; ++r) {
+            const typename C::Vec a = C::repeated(w + r * columns + k);
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) acc[r][v] = C::dot(acc[r][v], a, in[v]);
+        }
+    }
+#pragma GCC unroll 24
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) C::add_to(sums + r * n + v * lanes, acc[r][v]);
+}
+
+constexpr uint64_t panel_bytes = 2048;  // of a row, so that four panels of inputs lie in the second-level cache
+
+template <class C, int R, int V>
+inline void panels_of(const typename C::Elem* w, uint64_t rows, uint64_t columns, uint64_t first, uint64_t last,
+                      const typename C::Elem* x, uint64_t stride, float* sums, uint64_t n) {
+    for (uint64_t r = 0; r < rows; r += R) panel_of<C, R, V>(w + r * columns, columns, first, last, x, stride, sums + r * n, n);
+}
+
+// For a multiple of 12 rows: as many sums as there are registers for, or half of that for a panel alone.
+template <class C>
+void panel(const void* weights, uint64_t rows, const void* inputs, uint64_t stride, uint64_t panels, uint64_t columns,
+           float* sums) {
+    constexpr uint64_t lanes = sizeof(typename C::Vec) / sizeof(float);
+    const auto* w = static_cast<const typename C::Elem*>(weights);
+    constexpr uint64_t some = panel_bytes / sizeof *w;
+    const uint64_t n = panels * lanes;
+    for (uint64_t k = 0; k < columns; k += some) {
+        const uint64_t end = k + some < columns ? k + some : columns;
+        for (uint64_t i = 0; i < panels;) {
+            const auto* x = static_cast<const typename C::Elem*>(inputs) + i * stride;
+            float* to = sums + i * lanes;
+            if (panels - i >= 4) {
+                panels_of<C, 6, 4>(w, rows, columns, k, end, x, stride, to, n);
+                i += 4;
+            } else if (panels - i >= 2) {
+                panels_of<C, 12, 2>(w, rows, columns, k, end, x, stride, to, n);
+                i += 2;
+            } else {
+                panels_of<C, 12, 1>(w, rows, columns, k, end, x, stride, to, n);
+                i += 1;
+            }
+        }
+    }
+}
+
 // Inputs side by side, one vector of them or two: as floats, and as bf16 of which one vector holds two of floats.
 template <class C, int V>
 struct Wide {

@@ -133,6 +133,6 @@ constexpr secateur::ValueKernels values_of() {
 }  // namespace
 
 const secateur::ProductKernels secateur::products_avx2 = {
-    "avx2", 8, 24, 3, false, {values_of<F32>(), values_of<BF16>(), values_of<F16>()},
-    {tile<Floats, 3>, nullptr}, {skip<Floats, Wide>, skip<Floats, Narrow>}, list_scalar,
+    "avx2", 8, 24, 3, 1, 0, {values_of<F32>(), values_of<BF16>(), values_of<F16>()},
+    {tile<Floats, 3>, nullptr}, {nullptr, nullptr}, {skip<Floats, Wide>, skip<Floats, Narrow>}, list_scalar,
 };

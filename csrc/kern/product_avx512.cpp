@@ -2,6 +2,6 @@
 #include "product_avx512.h"
 
 const secateur::ProductKernels secateur::products_avx512 = {
-    "avx512", 16, 24, 6, false, {values_of<F32>(false), values_of<BF16>(false), values_of<F16>(false)},
-    {tile<Floats, 6>, nullptr}, {skip<Floats, Wide>, skip<Floats, Narrow>}, list,
+    "avx512", 16, 24, 6, 12, 16, {values_of<F32>(false), values_of<BF16>(false), values_of<F16>(false)},
+    {tile<Floats, 6>, nullptr}, {panel<Floats>, nullptr}, {skip<Floats, Wide>, skip<Floats, Narrow>}, list,
 };

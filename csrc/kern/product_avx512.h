@@ -15,6 +15,8 @@ struct Floats {
     static Vec load(const float* p) { return _mm512_loadu_ps(p); }
     static void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
     static Vec all(float a) { return _mm512_set1_ps(a); }
+    static Vec repeated(const float* p) { return _mm512_set1_ps(*p); }
+    static void add_to(float* p, Vec a) { store(p, add(load(p), a)); }
     static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
     static Vec dot(Vec acc, Vec a, Vec b) { return _mm512_fmadd_ps(a, b, acc); }
     static float sum(Vec a) { return _mm512_reduce_add_ps(a); }

@@ -10,6 +10,11 @@ struct Pairs : Floats {
     static constexpr int step = 32;
     static __m512 load(const uint16_t* p) { return _mm512_loadu_ps(p); }
     static void store(uint16_t* p, __m512 a) { _mm512_storeu_ps(p, a); }
+    static Vec repeated(const uint16_t* p) {
+        int32_t pair;
+        __builtin_memcpy(&pair, p, sizeof pair);
+        return _mm512_castsi512_ps(_mm512_set1_epi32(pair));
+    }
     static __m512 dot(__m512 acc, __m512 a, __m512 b) {
         __m512bh left, right;
         __builtin_memcpy(&left, &a, sizeof a);
