@@ -41,7 +41,7 @@ struct ValueKernels {
 struct ProductKernels {
     const char* name;
     uint64_t lanes;       // floats in a vector
-    uint64_t block_rows;  // rows whose weights are spread out at a time, a multiple of the next two, of which one divides the other
+    uint64_t block_rows;  // rows whose weights are spread out at a time, a multiple of the next two
     uint64_t tile_rows;
     uint64_t panel_rows;
     uint64_t panel_from;  // inputs from which `panel` is used
