@@ -12,7 +12,9 @@ from rich.console import Console
 from benchmarks import import_time, memory, packed, probes, runtime, scaling, speed, train_step
 from benchmarks.result import Result
 
-ALL = {m.__name__.rpartition(".")[2]: m for m in (import_time, probes, speed, memory, scaling, train_step, packed, runtime)}
+ALL = {
+    m.__name__.rpartition(".")[2]: m for m in (import_time, probes, speed, memory, scaling, train_step, packed, runtime)
+}
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "performance.md"
 PAGES = {"runtime": DOCS / "faster.md"}
