@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur.core.layouts import Layout
-from secateur.errors import BadInput, BadTensor
+from secateur.errors import BadInput, BadTensor, SecateurWarning
 from secateur.runtime.files import save_packed
 from secateur.runtime.layers import PackedLayer
 from secateur.runtime.load import from_packed, load_packed
@@ -70,7 +70,11 @@ def test_a_model_is_filled_and_packed(how: Any, layout: Layout, tmp_path: Path) 
 def test_what_no_layout_is_chosen_for_is_dense(tmp_path: Path) -> None:
     want = nn.Sequential(nn.Linear(32, 32), sparse_(nn.Linear(32, 32).double()))
     save_packed(want, tmp_path / "m.safetensors")
-    model = load_packed(tmp_path / "m.safetensors", meta(lambda: nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))))
+    with pytest.warns(SecateurWarning, match=r"all 1 layers that could be packed stay dense. 0.weight: ") as told:
+        model = load_packed(
+            tmp_path / "m.safetensors", meta(lambda: nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)))
+        )
+    assert told[0].filename == __file__
     assert kinds(model) == []
     assert state(model) == state(want)
     forced = meta(lambda: nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)))
@@ -234,4 +238,7 @@ def test_folders_without_a_config_are_refused(tmp_path: Path) -> None:
     save_file(net().state_dict(), tmp_path / "dense" / "model.safetensors")
     save_packed(tmp_path / "dense", tmp_path / "packed")
     with pytest.raises(BadInput, match=r"has no config.json"):
+        from_packed(tmp_path / "packed")
+    (tmp_path / "packed" / "config.json").write_text('{"architectures": ["BertModel"], "model_type": "none"}')
+    with pytest.raises(BadInput, match=r"transformers cannot build the model of "):
         from_packed(tmp_path / "packed")

@@ -263,8 +263,9 @@ def test_packing_a_packed_model_packs_what_is_left() -> None:
 
 def test_what_gains_nothing_stays_dense_and_is_told_of() -> None:
     model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
-    with pytest.warns(SecateurWarning, match="all 2 layers that could be packed stay dense. 0.weight: "):
+    with pytest.warns(SecateurWarning, match="all 2 layers that could be packed stay dense. 0.weight: ") as told:
         pack(model)
+    assert told[0].filename == __file__
     assert [type(m) for m in model] == [nn.Linear, nn.Linear]
     assert packed_report(model)["0.weight"].why
 

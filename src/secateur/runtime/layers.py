@@ -205,7 +205,7 @@ class PackedLinear(PackedLayer):
     Example:
         >>> from secateur.core.layouts import arrange
         >>> layer = nn.Linear(256, 256)
-        >>> become(layer, PackedLinear, arrange(torch.eye(256), "bitmask"), "bitmask", {})
+        >>> become(layer, PackedLinear, arrange(torch.eye(256), "bitmask"), "bitmask")
         PackedLinear(256, 256, bias=True, sparsity=0.9961, layout=bitmask, 1.41 bits a weight)
         >>> layer.weight.shape, layer.weight.sum()
         (torch.Size([256, 256]), tensor(256.))
@@ -270,7 +270,11 @@ class PackedConv(PackedLayer):
 
 
 def become(
-    layer: nn.Module, kind: type[PackedLayer], parts: Parts, layout: Layout, biases: dict[nn.Parameter, nn.Parameter]
+    layer: nn.Module,
+    kind: type[PackedLayer],
+    parts: Parts,
+    layout: Layout,
+    biases: dict[nn.Parameter, nn.Parameter] | None = None,
 ) -> PackedLayer:
     """Makes a layer a packed one of this kind, in place; its weight goes, its bias no longer asks for gradients.
 
@@ -290,7 +294,9 @@ def become(
     weight, bias = held.pop("weight"), held["bias"]
     assert weight is not None
     if bias is not None:
-        held["bias"] = biases.setdefault(bias, nn.Parameter(bias.detach(), requires_grad=False))
+        held["bias"] = ({} if biases is None else biases).setdefault(
+            bias, nn.Parameter(bias.detach(), requires_grad=False)
+        )
     layer.packed_from = before
     layer.packed_trained = frozenset(
         k for k, p in (("weight", weight), ("bias", bias)) if p is not None and p.requires_grad

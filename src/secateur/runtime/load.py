@@ -17,10 +17,10 @@ from secateur.stores.safetensors_file import DTYPES as CODES
 
 from .format import PackedSource
 from .layers import PackedConv1D, PackedLayer, become
-from .modules import check_layout, judged, pack, require_module
+from .modules import check_layout, judged, pack, require_module, warn_all_dense
 from .sites import Site, survey
 from .slots import Slot, computed, matched, read, slots_of, some
-from .table import Table
+from .table import Choice, Table
 from .unfilled import unfilled
 
 
@@ -114,9 +114,12 @@ def from_packed(
     source = PackedSource(folder)
     library = transformers(f"the model of {source.path}")
     made = class_of(source.path) if model_class is None else model_class
-    config = library.AutoConfig.from_pretrained(str(source.path), local_files_only=True)
-    with unfilled():
-        model = (getattr(made, "_from_config", None) or made.from_config)(config)
+    try:
+        config = library.AutoConfig.from_pretrained(str(source.path), local_files_only=True, trust_remote_code=False)
+        with unfilled():
+            model = (getattr(made, "_from_config", None) or made.from_config)(config)
+    except Exception as e:  # of a library's own choice
+        raise BadInput(f"transformers cannot build the model of {source.path}: {str(e) or repr(e)}") from e
     slots = slots_of(model)
     taken = matched(source, slots, model)
     if isinstance(taken, str):
@@ -154,13 +157,17 @@ def _fill(
     sites = _sites(model, source, slots, taken)
     dense: list[tuple[Slot, Tensor]] = []
     packed: list[tuple[Site, Parts, Layout]] = []
+    why = ""
     for slot, stored in zip(slots, taken, strict=True):
         found, site = read(source, stored), sites.get(slot.names[0])
-        chosen = None if site is None else judged(site, found.parts["values"], layout, table).layout
-        if site is None or chosen is None:
+        choice = Choice(None, "") if site is None else judged(site, found.parts["values"], layout, table)
+        if site is None or choice.layout is None:
             dense.append((slot, decode(found)))
+            why = why or (choice.why and f"{slot.names[0]}: {choice.why}")
         else:
-            packed.append((site, _parts(site, found, chosen), chosen))
+            packed.append((site, _parts(site, found, choice.layout), choice.layout))
+    if sites and not packed:
+        warn_all_dense(len(sites), why, 4)
     for module, leaf, value in buffers:
         module._buffers[leaf] = value
     for slot, value in dense:

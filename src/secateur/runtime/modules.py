@@ -132,6 +132,11 @@ def check_layout(layout: object) -> None:
         raise BadInput(f"layout={layout!r}: give one of {', '.join(LAYOUTS)}, or nothing for what the table says.")
 
 
+def warn_all_dense(count: int, first: str, level: int) -> None:
+    """Says that nothing was packed, and of the first layer why."""
+    warnings.warn(f"all {count} layers that could be packed stay dense. {first}.", SecateurWarning, level)
+
+
 def count_stored(weight: Tensor) -> int:
     """How many of a weight's elements have other bits than +0.0."""
     return int(weight.detach().view({2: torch.int16, 4: torch.int32}[weight.dtype.itemsize]).count_nonzero())
@@ -181,8 +186,7 @@ def _planned(
     judgements = [(site, judged(site, site.weight, layout, table, named)) for site, named in wanted]
     out = [_Planned(site, choice.layout) for site, choice in judgements if choice.layout is not None]
     if wanted and not out:
-        first = f"{judgements[0][0].spec.name}: {judgements[0][1].why}"
-        warnings.warn(f"all {len(wanted)} layers that could be packed stay dense. {first}.", SecateurWarning, 3)
+        warn_all_dense(len(wanted), f"{judgements[0][0].spec.name}: {judgements[0][1].why}", 4)
     return out
 
 
