@@ -32,6 +32,10 @@ from secateur.evaluate.compare import compare
 from secateur.evaluate.flops import Flops, count_flops
 from secateur.evaluate.sensitivity import sensitivity
 from secateur.report.report import Report
+from secateur.runtime.bench import bench
+from secateur.runtime.files import save_packed, unpack_file
+from secateur.runtime.load import from_packed, load_packed
+from secateur.runtime.modules import pack, unpack
 from secateur.stores.planfile import load_plan, save_plan
 from secateur.train import dynamic, regularize
 from secateur.train.iterative import iterate
@@ -62,25 +66,32 @@ __all__ = [
     "SecateurWarning",
     "Unstructured",
     "apply",
+    "bench",
     "calibrate",
     "compare",
     "count_flops",
     "criteria",
     "dynamic",
     "elementwise",
+    "from_packed",
     "from_torch_prune",
     "inspect",
     "iterate",
+    "load_packed",
     "load_plan",
     "magnitude",
     "masks",
+    "pack",
     "plan",
     "prune",
     "random",
     "recalibrate_batchnorm",
     "regularize",
+    "save_packed",
     "save_plan",
     "schedules",
     "sensitivity",
     "solvers",
+    "unpack",
+    "unpack_file",
 ]

@@ -82,6 +82,7 @@ def test_it_gives_what_the_layer_gave(kind: str, layout: Layout, dtype: torch.dt
                 assert right(dense, x, got, weight, bias), case
             assert torch.equal(layer.weight, weight)  # type: ignore[arg-type]
             unpack(layer)
+            assert layer.weight.stride() == dense.weight.stride()
             assert type(layer) is type(dense)
             assert {k: bits(t) for k, t in layer.state_dict().items()} == {
                 k: bits(t) for k, t in dense.state_dict().items()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 import secateur
 
-NO_MODEL = {"compare", "elementwise", "load_plan", "magnitude", "random", "save_plan"}
+NO_MODEL = {"compare", "elementwise", "from_packed", "load_plan", "magnitude", "random", "save_plan", "unpack_file"}
 """Public functions that are never given a model."""
 
 
@@ -107,6 +109,11 @@ def scanned(model: nn.Module) -> object:
     return secateur.sensitivity(model, first_weight, [0.5], higher_is_better=True)
 
 
+def saved(model: nn.Module) -> object:
+    with tempfile.TemporaryDirectory() as folder:
+        return secateur.save_packed(model, Path(folder) / "packed.safetensors")
+
+
 VERBS: dict[str, tuple[str, Callable[[nn.Module], object]]] = {
     "prune": ("prune", lambda m: secateur.prune(m, 0.5)),
     "prune 2:4": ("prune", lambda m: secateur.prune(m, pattern="2:4")),
@@ -125,14 +132,17 @@ VERBS: dict[str, tuple[str, Callable[[nn.Module], object]]] = {
     "calibrate": ("calibrate", lambda m: secateur.calibrate(m, images(), "hessian", ignore=["*_proj_weight", "lstm"])),
     "count_flops": ("count_flops", lambda m: secateur.count_flops(m, images()[0])),
     "recalibrate_batchnorm": ("recalibrate_batchnorm", lambda m: secateur.recalibrate_batchnorm(m, images(3))),
+    "save_packed": ("save_packed", saved),
+    "bench": ("bench", lambda m: secateur.bench(m, rows=(1,), turns=3, memory=False)),
 }  # fmt: skip
 TRAINS = {"iterate"}  # leaves a model with other values; tests/unit/test_iterative.py
+PACKS = {"pack", "unpack", "load_packed"}  # a packed model is another thing; tests/unit/test_packed_modules.py
 WRITES = {"prune", "apply", "from_torch_prune", "recalibrate_batchnorm", "sensitivity"}  # which puts it back
 
 
 def test_every_public_function_is_here() -> None:
     functions = {n for n in secateur.__all__ if inspect.isfunction(getattr(secateur, n))}
-    assert functions == {verb for verb, _ in VERBS.values()} | NO_MODEL | TRAINS
+    assert functions == {verb for verb, _ in VERBS.values()} | NO_MODEL | TRAINS | PACKS
 
 
 def hooks(model: nn.Module) -> list[Any]:

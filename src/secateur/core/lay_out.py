@@ -45,7 +45,8 @@ def restored(parts: Parts, layout: Layout, columns: int) -> Tensor:
     if layout == "csr":
         return restore(parts, layout, columns)
     wide = where.shape[1] * 8
-    return spread(values[: len(values) - PAD], where, wide)[:, :columns].contiguous()
+    out = spread(values[: len(values) - PAD], where, wide)
+    return out if columns == wide else out[:, :columns].clone(memory_format=torch.contiguous_format)
 
 
 def lay_out(packed: Packed, layout: Layout) -> Parts:

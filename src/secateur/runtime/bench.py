@@ -178,6 +178,9 @@ def bench(
         memory: whether to measure, in a process of its own, the memory that a checkpoint takes.
         progress: called with the layers that are done, of how many, and the next one's name.
 
+    Returns:
+        What was measured; it prints as a table, and ``to_json`` gives all of it.
+
     Raises:
         BadInput: rows or turns that are not to be had, or a path that holds no checkpoint.
         NothingChosen: no linear layer.

@@ -227,7 +227,7 @@ class PackedConv1D(PackedLayer):
         return weight.t()
 
     def as_weight(self, matrix: Tensor) -> Tensor:
-        return matrix.t().contiguous()
+        return matrix.t().clone(memory_format=torch.contiguous_format)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
