@@ -23,7 +23,7 @@ from .bench_memory import Memory, resident
 from .bench_model import Whole, whole
 from .bench_sources import Target, opened
 from .machine import Machine, cache_bytes, machine
-from .table import Table, active, named, using
+from .table import Given, given, named, using
 from .timing import Ratio
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def bench(
     *,
     rows: Sequence[int] = ROWS,
     turns: int = 9,
-    table: Table | None = None,
+    table: Given = None,
     memory: bool = True,
     progress: Progress | None = None,
 ) -> Bench:
@@ -174,7 +174,7 @@ def bench(
         inputs: what the model is called with, to time the whole of it: a tensor, a tuple or a mapping.
         rows: numbers of rows of the activations.
         turns: how often each product is timed, 3 at least.
-        table: what says which layers are packed; by default the one that `secateur.runtime.table.active` gives.
+        table: what says which layers are packed, or the path of it; by default that which `secateur.runtime.table.active` gives.
         memory: whether to measure, in a process of its own, the memory that a checkpoint takes.
         progress: called with the layers that are done, of how many, and the next one's name.
 
@@ -197,7 +197,7 @@ def bench(
         raise BadInput(f"inputs go with a model, which can be called; the target is a {type(target).__name__}.")
     found = opened(target)
     matrices = found.matrices
-    with using(table or active()):
+    with using(given(table)):
         laid = list(measure(matrices, rows, turns, lambda done, name: _tell(progress, done, len(matrices), name)))
         called = whole(target, inputs, turns) if isinstance(target, nn.Module) and inputs is not None else None
     path = isinstance(target, str | os.PathLike)
