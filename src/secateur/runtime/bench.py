@@ -18,10 +18,6 @@ from torch import nn
 
 from secateur.errors import BadInput
 
-from .bench_layers import INT8, OURS, Laid, measure
-from .bench_memory import Memory, resident
-from .bench_model import Whole, whole
-from .bench_sources import Target, opened
 from .machine import Machine, cache_bytes, machine
 from .table import Given, given, named, using
 from .timing import Ratio
@@ -29,7 +25,13 @@ from .timing import Ratio
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
+    from .bench_layers import Laid
+    from .bench_memory import Memory
+    from .bench_model import Whole
+    from .bench_sources import Target
+
 ROWS = (1, 16, 128)
+OURS, INT8 = "packed", "int8"
 Progress = Callable[[int, int, str], None]
 
 
@@ -195,6 +197,11 @@ def bench(
         raise BadInput(f"rows are whole numbers above 0, and turns 3 or more; got {tuple(rows)!r} and {turns!r}.")
     if inputs is not None and not isinstance(target, nn.Module):
         raise BadInput(f"inputs go with a model, which can be called; the target is a {type(target).__name__}.")
+    from .bench_layers import measure  # for those who measure
+    from .bench_memory import resident
+    from .bench_model import whole
+    from .bench_sources import opened
+
     found = opened(target)
     matrices = found.matrices
     with using(given(table)):

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.errors import BadInput, SecateurWarning
 
-from .bench_layers import INT8, OURS
+from .bench import INT8, OURS
 from .candidates import quantised
 from .layers import PackedLayer
 from .modules import pack, unpack
