@@ -9,19 +9,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import export, import_time, memory, packed, probes, runtime, scaling, speed, train_step
+from benchmarks import endtoend, export, import_time, memory, packed, probes, runtime, scaling, speed, train_step
 from benchmarks.result import Result
 
-ALL = {
-    m.__name__.rpartition(".")[2]: m
-    for m in (import_time, probes, speed, memory, scaling, train_step, packed, runtime, export)
-}
+MODULES = (import_time, probes, speed, memory, scaling, train_step, packed, runtime, endtoend, export)
+ALL = {m.__name__.rpartition(".")[2]: m for m in MODULES}
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "performance.md"
-PAGES = {"runtime": DOCS / "faster.md", "export": DOCS / "export.md"}
-"""Where the tables of a benchmark belong that are not on `PAGE`."""
-QUICK = ("runtime",)
+QUICK = {"runtime": runtime.run, "endtoend": endtoend.run}
 """Those that have a quick form."""
+PAGES = dict.fromkeys(QUICK, DOCS / "faster.md") | {"export": DOCS / "export.md"}
+"""Where the tables of a benchmark belong that are not on `PAGE`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--quick goes with {', '.join(QUICK)}, by name, and with neither --full nor --docs")
     console = Console(width=None if Console().is_terminal else 150)
     for name in options.names or ALL:
-        result: Result = runtime.run(False, quick=True) if options.quick else ALL[name].run(options.full)
+        result: Result = QUICK[name](False, quick=True) if options.quick else ALL[name].run(options.full)
         result.show(console)
         result.write(options.out)
         if options.docs and name == "probes":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from itertools import product
@@ -14,6 +15,8 @@ import torch
 
 from secateur.errors import BadInput
 from secateur.runtime import table as tables
+from secateur.runtime.layers import PackedLinear
+from secateur.runtime.modules import pack
 from secateur.runtime.table import LEAST, Route, Table, choose, decide, key, packaged, route
 from tests.unit.tables_of import (
     BOTH,
@@ -199,6 +202,21 @@ def test_a_file_that_the_environment_names(tmp_path: Path, monkeypatch: pytest.M
         choose(1024, 4096, 0.1, F32)
     monkeypatch.undo()
     tables._found.cache_clear()
+
+
+def test_the_path_of_a_table(tmp_path: Path) -> None:
+    """Wherever a table goes; read again where the file has changed."""
+    path = tmp_path / "table.json"
+    path.write_text(table_of(BOTH).to_json(), encoding="utf-8")
+    layer = torch.nn.Linear(4096, 1024)
+    layer.weight.data[:, 400:] = 0
+    assert isinstance(pack(layer, table=path), PackedLinear)
+    assert choose(1024, 4096, 0.1, F32, str(path)) == "bitmask"
+    path.write_text(Table(()).to_json(), encoding="utf-8")
+    os.utime(path, ns=(1, 1))
+    assert choose(1024, 4096, 0.1, F32, path) is None
+    with pytest.raises(BadInput, match=r"none\.json cannot be read"):
+        pack(torch.nn.Linear(4096, 1024), table=tmp_path / "none.json")
 
 
 def test_a_table_for_a_while() -> None:

@@ -34,11 +34,9 @@ def bench_command(
     """Measure bytes, memory and speed of its linear layers, packed and dense, on this machine."""
     from secateur.report.bench_text import renderables
     from secateur.runtime.bench import bench  # for those who measure
-    from secateur.runtime.table import Table
 
-    read = None if table is None else Table.read(table)
     with _with_threads(threads), counted() as told:
-        found = bench(path, rows=_numbers(rows), table=read, memory=memory, progress=told)
+        found = bench(path, rows=_numbers(rows), table=table, memory=memory, progress=told)
     show(found.to_json() if json else list(renderables(found)))
 
 

@@ -18,18 +18,20 @@ from torch import nn
 
 from secateur.errors import BadInput
 
-from .bench_layers import INT8, OURS, Laid, measure
-from .bench_memory import Memory, resident
-from .bench_model import Whole, whole
-from .bench_sources import Target, opened
 from .machine import Machine, cache_bytes, machine
-from .table import Table, active, named, using
+from .table import Given, given, named, using
 from .timing import Ratio
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
+    from .bench_layers import Laid
+    from .bench_memory import Memory
+    from .bench_model import Whole
+    from .bench_sources import Target
+
 ROWS = (1, 16, 128)
+OURS, INT8 = "packed", "int8"
 Progress = Callable[[int, int, str], None]
 
 
@@ -163,7 +165,7 @@ def bench(
     *,
     rows: Sequence[int] = ROWS,
     turns: int = 9,
-    table: Table | None = None,
+    table: Given = None,
     memory: bool = True,
     progress: Progress | None = None,
 ) -> Bench:
@@ -174,7 +176,7 @@ def bench(
         inputs: what the model is called with, to time the whole of it: a tensor, a tuple or a mapping.
         rows: numbers of rows of the activations.
         turns: how often each product is timed, 3 at least.
-        table: what says which layers are packed; by default the one that `secateur.runtime.table.active` gives.
+        table: what says which layers are packed, or the path of it; by default that which `secateur.runtime.table.active` gives.
         memory: whether to measure, in a process of its own, the memory that a checkpoint takes.
         progress: called with the layers that are done, of how many, and the next one's name.
 
@@ -195,9 +197,14 @@ def bench(
         raise BadInput(f"rows are whole numbers above 0, and turns 3 or more; got {tuple(rows)!r} and {turns!r}.")
     if inputs is not None and not isinstance(target, nn.Module):
         raise BadInput(f"inputs go with a model, which can be called; the target is a {type(target).__name__}.")
+    from .bench_layers import measure  # for those who measure
+    from .bench_memory import resident
+    from .bench_model import whole
+    from .bench_sources import opened
+
     found = opened(target)
     matrices = found.matrices
-    with using(table or active()):
+    with using(given(table)):
         laid = list(measure(matrices, rows, turns, lambda done, name: _tell(progress, done, len(matrices), name)))
         called = whole(target, inputs, turns) if isinstance(target, nn.Module) and inputs is not None else None
     path = isinstance(target, str | os.PathLike)

@@ -15,6 +15,7 @@ import torch
 
 from secateur.core.layouts import Layout, stored
 
+from .bench import INT8, OURS
 from .bench_sources import Matrix
 from .candidates import Run, activations, dense, int8, packed
 from .files import smallest
@@ -22,8 +23,6 @@ from .machine import cache_bytes
 from .table import decide, named
 from .timing import quiet
 
-OURS = "packed"
-INT8 = "int8"
 LONG = 2.0
 """Seconds of a turn from which fewer turns are taken."""
 FEWEST = 3

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.errors import BadInput, SecateurWarning
 
-from .bench_layers import INT8, OURS
+from .bench import INT8, OURS
 from .candidates import quantised
 from .layers import PackedLayer
 from .modules import pack, unpack
@@ -63,11 +63,11 @@ def whole(model: nn.Module, inputs: Any, turns: int) -> Whole:
     runs = dict(_candidates(model, inputs))
     with quiet():
         times = take_turns({name: run for name, (_, run) in runs.items()}, turns)
-        outside = {name: _outside(m, run) for name, (m, run) in runs.items()}
+        outside = {name: outside_of(m, run) for name, (m, run) in runs.items()}
     seconds = {name: t.median for name, t in times.items()}
     ratios = {name: Ratio.of(t.per(times[OURS])) for name, t in times.items() if name != OURS}
     faster = min(map(named, DENSE), key=lambda name: seconds[name])
-    return Whole(seconds, ratios, faster, outside, {name: _bytes(m) for name, (m, _) in runs.items()})
+    return Whole(seconds, ratios, faster, outside, {name: bytes_of(m) for name, (m, _) in runs.items()})
 
 
 def _candidates(model: nn.Module, inputs: Any) -> Iterator[tuple[str, tuple[nn.Module, Callable[[], object]]]]:
@@ -99,7 +99,7 @@ def _called(model: nn.Module, inputs: Any, dtype: torch.dtype) -> Callable[[], o
     )
 
 
-def _outside(model: nn.Module, run: Callable[[], object]) -> float:
+def outside_of(model: nn.Module, run: Callable[[], object]) -> float:
     """The median share of a pass that is not spent in linear layers."""
     shares = []
     for _ in range(LOOKS):
@@ -128,7 +128,7 @@ def _clocked(model: nn.Module) -> Iterator[list[float]]:
         yield inside
 
 
-def _bytes(model: nn.Module) -> int:
+def bytes_of(model: nn.Module) -> int:
     """Bytes of parameters and buffers, shared ones once; of quantised layers their weights."""
     held = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
     asked: list[Any] = [getattr(m, "weight", None) for m in model.modules()]

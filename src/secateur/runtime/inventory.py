@@ -15,7 +15,7 @@ from secateur.stores.memory import MemoryStore
 
 from .modules import count_stored, judged, require_module
 from .sites import Site, survey
-from .table import Table
+from .table import Given
 from .weight import PackedWeight
 
 
@@ -115,7 +115,7 @@ def _cells(row: ModelRow) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def packed_report(model: nn.Module, *, table: Table | None = None) -> ModelReport:
+def packed_report(model: nn.Module, *, table: Given = None) -> ModelReport:
     """What of a model is packed, what it takes in memory, and why the rest is dense.
 
     Args:
@@ -146,7 +146,7 @@ def packed_report(model: nn.Module, *, table: Table | None = None) -> ModelRepor
     return ModelReport(tuple(_row(s, store.entry(s).tensor, sites.get(s.name), table) for s in specs))
 
 
-def _row(spec: Spec, t: Tensor, site: Site | None, table: Table | None) -> ModelRow:
+def _row(spec: Spec, t: Tensor, site: Site | None, table: Given) -> ModelRow:
     dtype = str(spec.dtype).removeprefix("torch.")
     if isinstance(t, PackedWeight):
         parts, layout = t.layer.parts, t.layer.packed_layout

@@ -20,12 +20,12 @@ from .layers import PackedConv1D, PackedLayer, become
 from .modules import check_layout, judged, pack, require_module, warn_all_dense
 from .sites import Site, survey
 from .slots import Slot, computed, matched, read, slots_of, some
-from .table import Choice, Table
+from .table import Choice, Given
 from .unfilled import unfilled
 
 
 def load_packed(
-    path: str | os.PathLike[str], model: nn.Module, *, layout: Layout | None = None, table: Table | None = None
+    path: str | os.PathLike[str], model: nn.Module, *, layout: Layout | None = None, table: Given = None
 ) -> nn.Module:
     """Fills a model, in place, from what `secateur.runtime.files.save_packed` wrote, and packs its layers as `pack` does.
 
@@ -38,7 +38,7 @@ def load_packed(
         path: a packed file, or a folder of them.
         model: with the same tensors, on the CPU or without values.
         layout: one layout for all layers, whatever they gain; by default each gets what ``table`` says, or stays dense.
-        table: what was measured; see `secateur.runtime.table`.
+        table: what was measured, or the path of it; see `secateur.runtime.table`.
 
     Returns:
         The model.
@@ -80,7 +80,7 @@ def from_packed(
     model_class: Any = None,
     *,
     layout: Layout | None = None,
-    table: Table | None = None,
+    table: Given = None,
 ) -> Any:
     """Builds the model of a packed Hugging Face folder, fills it as `load_packed` does, and leaves it in eval mode.
 
@@ -150,7 +150,7 @@ def _fill(
     slots: Sequence[Slot],
     taken: Sequence[Sequence[str]],
     layout: Layout | None,
-    table: Table | None,
+    table: Given,
 ) -> nn.Module:
     """Reads everything, and then fills the model."""
     buffers = computed(model)

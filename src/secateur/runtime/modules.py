@@ -17,7 +17,7 @@ from secateur.stores.base import filtered
 from .layers import PackedConv, PackedLayer, become, give_back
 from .mapped import Mappings, copy_out
 from .sites import Site, survey
-from .table import Choice, Table, decide
+from .table import Choice, Given, decide
 
 Globs = str | Sequence[str] | None
 
@@ -28,7 +28,7 @@ def pack(
     include: Globs = None,
     ignore: Globs = None,
     layout: Layout | None = None,
-    table: Table | None = None,
+    table: Given = None,
 ) -> nn.Module:
     """Replaces pruned layers by packed ones, in place: smaller in memory, faster, and for inference only.
 
@@ -50,7 +50,7 @@ def pack(
         include, ignore: globs over names of weights or of the modules above them, as in `secateur.prune`. A layer that is
             named in full and cannot be packed is refused.
         layout: one layout for all layers, whatever they gain; by default each gets what ``table`` says, or stays dense.
-        table: what was measured; see `secateur.runtime.table`.
+        table: what was measured, or the path of it; see `secateur.runtime.table`.
 
     Returns:
         The model.
@@ -142,7 +142,7 @@ def count_stored(weight: Tensor) -> int:
     return int(weight.detach().view({2: torch.int16, 4: torch.int32}[weight.dtype.itemsize]).count_nonzero())
 
 
-def judged(site: Site, values: Tensor, layout: Layout | None, table: Table | None, named: bool = False) -> Choice:
+def judged(site: Site, values: Tensor, layout: Layout | None, table: Given, named: bool = False) -> Choice:
     """The layout that a site gets, or dense, and why.
 
     Args:
@@ -166,9 +166,7 @@ class _Planned(NamedTuple):
     layout: Layout
 
 
-def _planned(
-    model: nn.Module, include: Globs, ignore: Globs, layout: Layout | None, table: Table | None
-) -> list[_Planned]:
+def _planned(model: nn.Module, include: Globs, ignore: Globs, layout: Layout | None, table: Given) -> list[_Planned]:
     """What is to be packed and how; everything that can be refused is refused here."""
     already = any(isinstance(m, PackedLayer) for m in model.modules())
     specs, sites = survey(model)

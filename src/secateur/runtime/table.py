@@ -160,6 +160,30 @@ class Table:
             raise BadInput(f"{path}: {e}") from None
 
 
+Given = Table | str | os.PathLike[str] | None
+"""A table, the path of one, or the one in use."""
+
+
+def given(table: Given) -> Table:
+    """The table itself.
+
+    Raises:
+        BadInput: a path of something else.
+    """
+    if table is None:
+        return active()
+    return (
+        table
+        if isinstance(table, Table)
+        else _read(str(table), Path(table).stat().st_mtime_ns if Path(table).exists() else 0)
+    )
+
+
+@lru_cache(maxsize=8)
+def _read(path: str, changed: int) -> Table:
+    return Table.read(path)
+
+
 class Choice(NamedTuple):
     """A layout, or ``None`` for dense, and why."""
 
@@ -168,7 +192,7 @@ class Choice(NamedTuple):
 
 
 def choose(
-    out_features: int, in_features: int, density: float, dtype: torch.dtype, table: Table | None = None
+    out_features: int, in_features: int, density: float, dtype: torch.dtype, table: Given = None
 ) -> Layout | None:
     """The layout a matrix gets, or ``None``: it stays dense, for nothing is known to be gained.
 
@@ -176,7 +200,7 @@ def choose(
         out_features, in_features: its shape.
         density: share of its elements that are stored.
         dtype: of weight and activations.
-        table: what was measured; by default what ``SECATEUR_TABLE`` names, else what came with the package.
+        table: what was measured, or the path of it; by default what ``SECATEUR_TABLE`` names, else what came with the package.
 
     Example:
         >>> choose(4096, 4096, 0.99, torch.float32) is None   # next to nothing to leave out
@@ -185,11 +209,9 @@ def choose(
     return decide(out_features, in_features, density, dtype, table).layout
 
 
-def decide(
-    out_features: int, in_features: int, density: float, dtype: torch.dtype, table: Table | None = None
-) -> Choice:
+def decide(out_features: int, in_features: int, density: float, dtype: torch.dtype, table: Given = None) -> Choice:
     """What `choose` gives, and a sentence that says why."""
-    grid = (table or active()).grid(dtype)
+    grid = given(table).grid(dtype)
     if grid is None:
         return Choice(None, f"nothing was measured for {named(dtype)} on {key(dtype)}; `secateur tune` does")
     if outside := _outside(grid, out_features, in_features, density):
@@ -217,7 +239,7 @@ def decide(
 
 def route(
     layout: Layout, rows: int, density: float, out_features: int, in_features: int, dtype: torch.dtype,
-    table: Table | None = None,
+    table: Given = None,
 ) -> Route:  # fmt: skip
     """Whether the kernel multiplies, or the matrix is expanded for torch's dense product.
 
@@ -230,7 +252,7 @@ def route(
         >>> route("csr", 1, 0.05, 4096, 4096, torch.float64)   # of which there is no table
         'kernel'
     """
-    return _route(table or active(), dtype, _kernels(), layout, rows, density, out_features, in_features)
+    return _route(given(table), dtype, _kernels(), layout, rows, density, out_features, in_features)
 
 
 @lru_cache(maxsize=8192)

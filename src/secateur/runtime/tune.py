@@ -10,10 +10,10 @@ rows arithmetic decides, and weights in the cache are measured alone, of which p
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import cycle, islice, product
 from time import perf_counter
 from typing import Any
 
@@ -36,6 +36,8 @@ HOPELESS = 0.5
 """A kernel below this at `NEAR_FROM` rows or more is not measured at more."""
 DOUBT = 0.05
 """Ratios so near to `LEAST` are measured three times as often."""
+ENOUGH = 1 << 20
+"""Weights that are multiplied in one timing, at least."""
 LONG = 0.5
 """Seconds of a turn from which fewer turns are taken."""
 Progress = Callable[[int, int, str], None]
@@ -125,6 +127,7 @@ class Subject:
         near = -(-4 * core_cache_bytes() // weight.nbytes)
         self.near = near if near * weight.nbytes <= cache_bytes() // 2 else 1
         self.fits = weight.nbytes <= cache_bytes() // 2
+        self.some = max(1, ENOUGH // weight.numel())
         laid = {layout: arranged(weight, layout) for layout in LAYOUTS}
         self.dense: list[Run] = []
         self.packed: dict[Layout, list[Run]] = {la: [] for la in LAYOUTS}
@@ -141,29 +144,33 @@ class Subject:
     def ratios(self, names: Sequence[Name], x: Tensor, condition: tuple[bool, int], turns: int) -> dict[Name, float]:
         """Times as fast as dense, in one condition."""
         cold, n = condition
+        held = len(self.dense) if cold else self.near
         runs = {DENSE: (self.dense, active())} | {(la, r): (self.packed[la], BY[r]) for la, r in names}
         passes = {
-            name: partial(_pass, each if cold else each[: self.near], table, x) for name, (each, table) in runs.items()
+            name: partial(_pass, cycle(each[:held]), min(held, self.some), table, x)
+            for name, (each, table) in runs.items()
         }
         with quiet(), threads(n):
             start = perf_counter()
             passes[DENSE]()
-            long = (perf_counter() - start) * len(passes) > LONG
-            times = take_turns(passes, min(turns, 3) if long else turns)
+            taken = min(turns, 3) if (perf_counter() - start) * len(passes) > LONG else turns
+            times = take_turns(passes, taken)
             found = {name: times[DENSE].per(times[name]) for name in names}
-            doubt = {name: passes[name] for name in (DENSE, *names) if name == DENSE or near_least(found[name])}
-            if len(doubt) > 1:  # a decision hangs on a few hundredths
-                times = take_turns(doubt, 2 * turns)
+            doubt = {name: passes[name] for name in (DENSE, *names) if name == DENSE or _in_doubt(name, found)}
+            if len(doubt) > 1:
+                times = take_turns(doubt, 2 * taken)
                 found |= {name: found[name] + times[DENSE].per(times[name]) for name in doubt if name != DENSE}
         return {name: statistics.median(ratios) for name, ratios in found.items()}
 
 
-def near_least(ratios: Sequence[float]) -> bool:
-    """Whether it is not clear that the median is above what a table asks for, or below it."""
-    return abs(statistics.median(ratios) / LEAST - 1) < DOUBT
+def _in_doubt(name: Name, found: Mapping[Name, list[float]]) -> bool:
+    """Whether a decision hangs on a few hundredths: the ratio is near to what a table asks for, and no other route is better."""
+    ratio = {n: statistics.median(found[n]) for n in found if n[0] == name[0]}
+    return abs(ratio[name] / LEAST - 1) < DOUBT and ratio[name] > (1 - DOUBT) * max(ratio.values())
 
 
-def _pass(runs: Sequence[Run], table: Table, x: Tensor) -> None:
+def _pass(copies: Iterator[Run], count: int, table: Table, x: Tensor) -> None:
+    """Calls the next few copies."""
     with using(table):
-        for run in runs:
+        for run in islice(copies, count):
             run(x)
