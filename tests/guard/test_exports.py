@@ -35,6 +35,7 @@ EXPLAINED = [name for name in PUBLIC if callable(public(name)) and not is_error(
 
 
 def test_all_is_what_is_public() -> None:
+    assert set(secateur.__all__) <= set(dir(secateur))
     found = {
         name
         for name, obj in vars(secateur).items()
