@@ -16,7 +16,7 @@ Method = Literal["direct", "skip", "tile"]
 DIRECT = {"bitmask": 4, "csr": 1}
 """Most inputs that are multiplied one at a time."""
 FEW = 16
-SKIP_BELOW = {"bitmask": (0.15, 0.3), "csr": (1.0, 1.0)}
+SKIP_BELOW = {"bitmask": (0.15, 0.22), "csr": (1.0, 1.0)}
 """The density below which only stored weights are multiplied, for few inputs and for more; above, the matrix is spread out,
 some rows at a time."""
 
