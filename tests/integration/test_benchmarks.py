@@ -148,6 +148,32 @@ def test_goals_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch, amx: 
     assert not any(b.reached for b in runtime.bars_of(packed_slowly) if "by AVX2" not in b.what)
 
 
+def test_whole_models_are_timed_side_by_side() -> None:
+    """The quick form: an encoder and a decoder with a cache, dense and packed, with what lies outside linear layers."""
+    pytest.importorskip("transformers")
+    tables = endtoend.run(False, quick=True).tables
+    assert [t.title for t in tables] == [endtoend.ENCODER, endtoend.LANGUAGE]
+    for table in tables:
+        text = " ".join(row[0] for row in table.rows)
+        assert all(name in text for name in ("dense bfloat16", "packed bfloat16", "dense float32", "packed float32"))
+        assert text.count("the faster dense one") == 1
+        assert all(float(row[1]) > 0 and 0 <= float(row[4].rstrip("%")) <= 100 for row in table.rows)
+
+
+def test_goals_of_whole_models() -> None:
+    """Given times, the bars that are missed are those that should be."""
+    names = ("dense bfloat16", "dense float32", "packed bfloat16", "packed float32")
+
+    def cell(job: str, threads: int, *seconds: float) -> endtoend.Cell:
+        return endtoend.Cell(job, 0.8, threads, {n: Timing((s,)) for n, s in zip(names, seconds, strict=True)}, {}, {})
+
+    encoder = endtoend.bars_of([cell(endtoend.ENCODER, 1, 1.0, 3.0, 0.9, 9.0)])
+    assert [(round(b.found, 2), b.limit, b.reached) for b in encoder] == [(1.11, 1.0, True), (3.33, 2.5, True)]
+    language = endtoend.bars_of([cell(endtoend.LANGUAGE, n, 1.6, 1.5, 1.2, 1.0) for n in (1, 2)])
+    assert [(b.found, b.limit, b.reached) for b in language] == [(1.5, 1.6, False), (1.5, 1.4, True)]
+    assert "times dense float32" in language[0].what
+
+
 def test_other_runtimes_multiply_the_same() -> None:
     weight, x = torch.eye(24, 32), torch.arange(64.0).view(2, 32) / 64
     for rows in (x, x[:1]):
