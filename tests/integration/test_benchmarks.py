@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import child, export, machine, memory, packed, runtime, runtimes, speed
+from benchmarks import child, endtoend, export, machine, memory, packed, runtime, runtimes, speed
 from benchmarks.models import FULL_WIDTH, encoder, fill, weights_of, width_for
 from benchmarks.result import Bar, Result, Table
 from benchmarks.timing import Timing, take_turns
