@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur
-from benchmarks import child, machine
+from benchmarks import child, machine, tuned
 from benchmarks.evidence.language import smollm2
 from benchmarks.result import Bar, Result, Table
 from examples.first_cut.data import package_folder
@@ -34,8 +34,9 @@ from secateur.runtime.candidates import quantised
 from secateur.runtime.files import save_packed
 from secateur.runtime.load import from_packed
 from secateur.runtime.modules import pack
-from secateur.runtime.table import named
+from secateur.runtime.table import active, named
 from secateur.runtime.timing import Ratio, Timing, quiet, take_turns, threads
+from secateur.runtime.tune import FULL
 
 BF16, F32 = torch.bfloat16, torch.float32
 ENCODER, LANGUAGE = "MiniLM, 128 tokens", "SmolLM2, a token at a time"
@@ -203,13 +204,15 @@ def bars_of(cells: list[Cell]) -> list[Bar]:
     return bars
 
 
-def resident(folder: str, packed: bool) -> dict[str, int]:
-    """In a child: the bytes that this process holds more for a language model that has decoded a token."""
+def resident(folder: str, table: str | None) -> dict[str, int]:
+    """In a child: the bytes that this process holds more for a language model that has decoded a token; packed by a table."""
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)
     before = machine.held_bytes()
-    model = from_packed(folder) if packed else AutoModelForCausalLM.from_pretrained(folder, dtype=BF16).eval()
+    model = (
+        from_packed(folder, table=table) if table else AutoModelForCausalLM.from_pretrained(folder, dtype=BF16).eval()
+    )
     with torch.inference_mode():
         model(torch.zeros((1, 1), dtype=torch.int64))
     return {"held": machine.held_bytes() - before, "tensors": bytes_of(model)}
@@ -223,9 +226,11 @@ def memory(job: Job, sparsity: float) -> tuple[Table, Bar]:
         secateur.prune(model, sparsity, allocation=job.allocation)
         model.save_pretrained(dense)
         save_packed(dense, packed)
+        table = Path(place) / "table.json"
+        table.write_text(active().to_json(), encoding="utf-8")
         found = {
-            name: child.call("benchmarks.endtoend", "resident", folder=str(path), packed=path == packed)
-            for name, path in (("dense", dense), ("packed", packed))
+            name: child.call("benchmarks.endtoend", "resident", folder=str(path), table=by)
+            for name, path, by in (("dense", dense, None), ("packed", packed, str(table)))
         }
     rows = [(name, f"{f['tensors'] / 1e6:.1f}", f"{f['held'] / 1e6:.1f}") for name, f in found.items()]
     saved, less = (found["dense"][what] - found["packed"][what] for what in ("tensors", "held"))
@@ -239,15 +244,17 @@ def memory(job: Job, sparsity: float) -> tuple[Table, Bar]:
 def run(full: bool, quick: bool = False) -> Result:
     """Measures everything this page is about."""
     before = machine.load()
-    tables, bars = [], []
-    for job in jobs(quick):
-        cells = list(measured(job, (1,) if quick else (1, 2), 3 if quick else 25 if full else 9))
-        tables.append(table_of(cells))
-        bars += [] if quick else bars_of(cells)
-        if job.name == LANGUAGE and not quick:
-            held = [memory(job, s) for s in job.sparsities]
-            tables += [t for t, _ in held]
-            bars += [b for _, b in held]
+    bars: list[Bar] = []
+    with tuned.in_use(None if quick else FULL) as known:
+        tables = [known]
+        for job in jobs(quick):
+            cells = list(measured(job, (1,) if quick else (1, 2), 3 if quick else 25 if full else 9))
+            tables.append(table_of(cells))
+            bars += [] if quick else bars_of(cells)
+            if job.name == LANGUAGE and not quick:
+                held = [memory(job, s) for s in job.sparsities]
+                tables += [t for t, _ in held]
+                bars += [b for _, b in held]
     command = f"python -m benchmarks endtoend{' --quick' if quick else ' --full' if full else ''}"
     return Result("endtoend", command, machine.machine(before), tables, bars)
 

@@ -16,13 +16,14 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from benchmarks import machine, result, runtimes
+from benchmarks import machine, result, runtimes, tuned
 from benchmarks.result import Bar, Result
 from secateur.core.layouts import LAYOUTS, arrange
 from secateur.native import products
 from secateur.runtime.candidates import BY, Run, activations, copies_of, dense, packed, sparse
 from secateur.runtime.table import LEAST, Table, active, choose, key, named, route, using
 from secateur.runtime.timing import Ratio, Timing, quiet, take_turns, threads
+from secateur.runtime.tune import FULL
 
 BF16, F32 = torch.bfloat16, torch.float32
 BASE, FLOAT = "torch bfloat16", "torch float32"
@@ -269,9 +270,10 @@ def _bar(what: str, found: float, limit: float) -> Bar:
 def run(full: bool, quick: bool = False) -> Result:
     """Measures everything this page is about."""
     before = machine.load()
-    cells = measured(QUICK if quick else THOROUGH if full else WHOLE)
+    with tuned.in_use(None if quick else FULL) as known:
+        cells = measured(QUICK if quick else THOROUGH if full else WHOLE)
     skipped = [(name, f"{package} is not installed") for name, package in runtimes.missing().items()]
-    tables = tables_of(cells) + ([result.Table("Left out", ("<", "<"), skipped)] if skipped else [])
+    tables = [known, *tables_of(cells)] + ([result.Table("Left out", ("<", "<"), skipped)] if skipped else [])
     command = f"python -m benchmarks runtime{' --quick' if quick else ' --full' if full else ''}"
     return Result("runtime", command, machine.machine(before), tables, [] if quick else bars_of(cells))
 

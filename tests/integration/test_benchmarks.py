@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import child, export, machine, memory, packed, runtime, runtimes, speed
+from benchmarks import child, endtoend, export, machine, memory, packed, runtime, runtimes, speed, tuned
 from benchmarks.models import FULL_WIDTH, encoder, fill, weights_of, width_for
 from benchmarks.result import Bar, Result, Table
 from benchmarks.timing import Timing, take_turns
+from secateur.runtime.table import Table as Measured
+from secateur.runtime.table import active, using
+from secateur.runtime.tune import Size
 
 
 def a_result() -> Result:
@@ -146,6 +149,45 @@ def test_goals_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch, amx: 
         runtime.Cell(runtime.SHAPE, 0.5, 1, 1, times | dict.fromkeys(names.values(), Timing((3.0,))), names)
     ]
     assert not any(b.reached for b in runtime.bars_of(packed_slowly) if "by AVX2" not in b.what)
+
+
+def test_whole_models_are_timed_side_by_side() -> None:
+    """The quick form: an encoder and a decoder with a cache, dense and packed, with what lies outside linear layers."""
+    pytest.importorskip("transformers")
+    known, *tables = endtoend.run(False, quick=True).tables
+    assert [row[0] for row in known.rows] == ["bfloat16", "float32"]
+    assert [t.title for t in tables] == [endtoend.ENCODER, endtoend.LANGUAGE]
+    for table in tables:
+        text = " ".join(row[0] for row in table.rows)
+        assert all(name in text for name in ("dense bfloat16", "packed bfloat16", "dense float32", "packed float32"))
+        assert text.count("the faster dense one") == 1
+        assert all(float(row[1]) > 0 and 0 <= float(row[4].rstrip("%")) <= 100 for row in table.rows)
+
+
+def test_where_no_table_knows_the_processor_one_is_measured_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.runtime.candidates.MOST_COPIES", 2)
+    with using(Measured(())):
+        with tuned.in_use(Size((16,), (0.1,), (1,), 3)) as said:
+            assert all(active().grid(d) is not None for d in tuned.DTYPES)
+            assert all("by this benchmark, before it began" in row[1] for row in said.rows)
+            with tuned.in_use() as again:
+                assert all(row[1].startswith("before: ") for row in again.rows)
+        with tuned.in_use(None) as said:
+            assert [row[1] for row in said.rows] == ["nothing; all stays dense"] * 2
+
+
+def test_goals_of_whole_models() -> None:
+    """Given times, the bars that are missed are those that should be."""
+    names = ("dense bfloat16", "dense float32", "packed bfloat16", "packed float32")
+
+    def cell(job: str, threads: int, *seconds: float) -> endtoend.Cell:
+        return endtoend.Cell(job, 0.8, threads, {n: Timing((s,)) for n, s in zip(names, seconds, strict=True)}, {}, {})
+
+    encoder = endtoend.bars_of([cell(endtoend.ENCODER, 1, 1.0, 3.0, 0.9, 9.0)])
+    assert [(round(b.found, 2), b.limit, b.reached) for b in encoder] == [(1.11, 1.0, True), (3.33, 2.5, True)]
+    language = endtoend.bars_of([cell(endtoend.LANGUAGE, n, 1.6, 1.5, 1.2, 1.0) for n in (1, 2)])
+    assert [(b.found, b.limit, b.reached) for b in language] == [(1.5, 1.6, False), (1.5, 1.4, True)]
+    assert "times dense float32" in language[0].what
 
 
 def test_other_runtimes_multiply_the_same() -> None:

@@ -110,6 +110,8 @@ def test_json_and_text(found: Bench) -> None:
     assert facts["weights"] == found.weights
     assert facts["machine"]["torch"] == torch.__version__
     assert facts["layers"][0]["seconds"]["1"]["packed"] > 0
+    assert facts["totals"][1]["throughput"]["packed"] == found.totals[1].throughput["packed"]
+    assert facts["said"] == list(bench_words.sentences(found))
     text = as_text(found)
     for said in (str(found.machine), "0.weight", "192x256", "bitmask", "not end to end", "1 layer of 3 stays dense: 8 x 8",
                  f"{found.bits:.2f} bits a weight", "the faster dense one"):  # fmt: skip

@@ -140,7 +140,11 @@ class Bench:
 
     def to_json(self) -> str:
         """The facts as JSON text."""
+        from secateur.report.bench_words import sentences
+
         more = {
+            "totals": [{**asdict(t), "throughput": t.throughput} for t in self.totals],
+            "said": list(sentences(self)),
             "weights": self.weights,
             "bits_a_weight": self.bits,
             "packed_bytes": self.packed_bytes,

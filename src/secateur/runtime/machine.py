@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -65,6 +66,7 @@ def machine() -> Machine:
     return Machine(processor(), os.cpu_count() or 1, torch.get_num_threads(), kernels, torch.__version__)
 
 
+@cache
 def processor() -> str:
     """The processor's name."""
     if INFO.exists():

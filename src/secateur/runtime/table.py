@@ -33,6 +33,8 @@ from secateur.core.layouts import DTYPES, LAYOUTS, MOST_COLUMNS, Layout
 from secateur.errors import BadInput
 from secateur.native import products
 
+from .machine import processor
+
 Route = Literal["kernel", "expand"]
 ROUTES: tuple[Route, ...] = ("kernel", "expand")
 
@@ -53,6 +55,7 @@ NAMES = {named(d): d for d in DTYPES}
 MOST_STEPS, MOST_RATIO, MOST_BYTES, LARGEST = 64, 1e4, 8 << 20, 1 << 40
 FOR_BFLOAT16 = {"avx512bf16": "avx512", "amx": "avx512"}
 """Kernels that are others for bfloat16 alone, and what they are for the rest."""
+MAKERS = ("AMD", "Intel", "ARM", "Apple")
 EXPAND_FROM = 256
 """Rows from which a matrix is expanded where no table says so."""
 
@@ -117,9 +120,12 @@ class Table:
     always: Route | None = None
 
     def grid(self, dtype: torch.dtype) -> Grid | None:
-        """The grid of a dtype for the processor and the kernels in use, or ``None``."""
-        wanted = named(dtype), key(dtype)
-        return next((g for g in self.grids if (g.dtype, g.key) == wanted), None)
+        """The grid of a dtype for the processor and the kernels in use, or ``None``.
+
+        One that was measured on a processor of another maker is not it: torch's dense product is much slower on some.
+        """
+        wanted, here = (named(dtype), key(dtype)), maker(processor())
+        return next((g for g in self.grids if (g.dtype, g.key) == wanted and maker(g.machine) in ("", here)), None)
 
     def to_json(self) -> str:
         """The table as JSON text, which `from_json` reads."""
@@ -213,7 +219,8 @@ def decide(out_features: int, in_features: int, density: float, dtype: torch.dty
     """What `choose` gives, and a sentence that says why."""
     grid = given(table).grid(dtype)
     if grid is None:
-        return Choice(None, f"nothing was measured for {named(dtype)} on {key(dtype)}; `secateur tune` does")
+        kind = " ".join(filter(None, (maker(processor()), key(dtype))))
+        return Choice(None, f"nothing was measured for {named(dtype)} on {kind}; `secateur tune` does")
     if outside := _outside(grid, out_features, in_features, density):
         return Choice(None, outside)
     shape = out_features, in_features, density
@@ -279,6 +286,15 @@ def key(dtype: torch.dtype) -> str:
     if dtype != torch.bfloat16:
         kernels = FOR_BFLOAT16.get(kernels, kernels)
     return kernels + _dense(dtype)
+
+
+def maker(machine: str) -> str:
+    """Whose processor a machine has, by its name; empty where that does not say.
+
+    >>> maker("AMD EPYC, 2 cores"), maker("Intel(R) Xeon(R) Processor"), maker("a processor")
+    ('AMD', 'Intel', '')
+    """
+    return next((name for name in MAKERS if name in machine), "")
 
 
 def _kernels() -> str:

@@ -50,8 +50,8 @@ class Size:
     """The steps of a table's axes, and how often each point is measured."""
 
     sides: tuple[int, ...] = (192, 384, 768, 4096)
-    densities: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
-    rows: tuple[int, ...] = (1, 2, 4, 8, 16, 17, 32, 64, 128, 256, 512, 1024)
+    densities: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+    rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
     turns: int = 7
 
 
