@@ -32,9 +32,10 @@ from secateur.errors import SecateurWarning
 from secateur.runtime.bench_model import bytes_of, outside_of
 from secateur.runtime.candidates import quantised
 from secateur.runtime.files import save_packed
+from secateur.runtime.grid import named
 from secateur.runtime.load import from_packed
 from secateur.runtime.modules import pack
-from secateur.runtime.table import active, named
+from secateur.runtime.table import active
 from secateur.runtime.timing import Ratio, Timing, quiet, take_turns, threads
 from secateur.runtime.tune import FULL
 

@@ -21,7 +21,8 @@ from benchmarks.result import Bar, Result
 from secateur.core.layouts import LAYOUTS, arrange
 from secateur.native import products
 from secateur.runtime.candidates import BY, Run, activations, copies_of, dense, packed, sparse
-from secateur.runtime.table import LEAST, Table, active, choose, key, named, route, using
+from secateur.runtime.grid import named
+from secateur.runtime.table import LEAST, Table, active, choose, key, route, using
 from secateur.runtime.timing import Ratio, Timing, quiet, take_turns, threads
 from secateur.runtime.tune import FULL
 

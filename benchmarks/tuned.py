@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.result import Table
 from secateur.runtime import table
-from secateur.runtime.table import named
+from secateur.runtime.grid import named
 from secateur.runtime.tune import FULL, Size, tune
 
 DTYPES = (torch.bfloat16, torch.float32)

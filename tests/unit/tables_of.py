@@ -7,7 +7,8 @@ from itertools import product
 
 import torch
 
-from secateur.runtime.table import Grid, Table, key
+from secateur.runtime.grid import Grid
+from secateur.runtime.table import Table, key
 
 OUT, COLUMNS, DENSITIES, ROWS = (128, 1024), (128, 4096), (0.05, 0.1, 0.5), (1, 16, 128, 512)
 Ratio = Callable[[int, int, float, int], float]

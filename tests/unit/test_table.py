@@ -15,9 +15,10 @@ import torch
 
 from secateur.errors import BadInput
 from secateur.runtime import table as tables
+from secateur.runtime.grid import Route
 from secateur.runtime.layers import PackedLinear
 from secateur.runtime.modules import pack
-from secateur.runtime.table import LEAST, Route, Table, choose, decide, key, packaged, route
+from secateur.runtime.table import LEAST, Table, choose, decide, key, packaged, route
 from tests.unit.tables_of import (
     BOTH,
     COLUMNS,
@@ -292,3 +293,18 @@ def test_a_file_that_is_too_large(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(BadInput, match=r"table\.json cannot be read"):
         Table.read(path)
+
+
+def test_rows_that_do_not_matter_forbid_nothing() -> None:
+    """A layout that is slower from 128 rows on is used where at most 16 matter."""
+    t = table_of((kernel, constant(0.1)))
+    asked = 1024, 4096, 0.1, F32
+    assert choose(*asked, t) is None and choose(*asked, t.up_to(128)) is None
+    assert choose(*asked, t.up_to(16)) == "bitmask"
+    assert choose(*asked, t.up_to(16).up_to(None)) is None
+    layer = torch.nn.Linear(4096, 1024, bias=False)
+    layer.weight.data[:, 400:] = 0
+    assert isinstance(pack(layer, rows=1, table=t), PackedLinear)
+    for rows in (0, True, 1.5):
+        with pytest.raises(BadInput, match="the most rows of activations"):
+            pack(layer, rows=rows)  # type: ignore[arg-type]

@@ -18,7 +18,8 @@ from .output import show
 from .progress import counted
 
 if TYPE_CHECKING:
-    from secateur.runtime.table import Grid, Table
+    from secateur.runtime.grid import Grid
+    from secateur.runtime.table import Table
 
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; as many as torch takes by default.")]
 
@@ -70,7 +71,8 @@ def tune_command(
 
 def _choices(table: Table, grid: Grid) -> RichTable:
     """What square matrices get, and how many times as fast as dense it is at 1, 16 and 128 rows, at least."""
-    from secateur.runtime.table import MATTER, NAMES, choose
+    from secateur.runtime.grid import NAMES
+    from secateur.runtime.table import MATTER, choose
 
     shown = RichTable(box=None, pad_edge=False, header_style="bold")
     shown.add_column("size", justify="right")

@@ -18,8 +18,9 @@ from torch import nn
 
 from secateur.errors import BadInput
 
+from .grid import named
 from .machine import Machine, cache_bytes, machine
-from .table import Given, given, named, using
+from .table import Given, given, using
 from .timing import Ratio
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from .bench import INT8, OURS
 from .bench_sources import Matrix
 from .candidates import Run, activations, dense, int8, packed
 from .files import smallest
+from .grid import named
 from .machine import cache_bytes
-from .table import decide, named
+from .table import decide
 from .timing import quiet
 
 LONG = 2.0

@@ -20,9 +20,9 @@ from secateur.errors import BadInput, SecateurWarning
 
 from .bench import INT8, OURS
 from .candidates import quantised
+from .grid import named
 from .layers import PackedLayer
 from .modules import pack, unpack
-from .table import named
 from .timing import Ratio, quiet, take_turns
 
 DENSE = (torch.float32, torch.bfloat16)

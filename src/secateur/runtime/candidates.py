@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from secateur.core.layouts import Layout, Parts
 
+from .grid import ROUTES, Route
 from .layers import PackedLinear, become
 from .machine import cache_bytes
-from .table import ROUTES, Route, Table
+from .table import Table
 
 Run = Callable[[Tensor], Tensor]
 MOST_BYTES, MOST_COPIES = 1 << 30, 1024

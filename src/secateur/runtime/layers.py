@@ -26,8 +26,8 @@ from secateur.core.layouts import DTYPES, PAD, Layout, Parts
 from secateur.core.parts import check
 from secateur.errors import BadInput, BadTensor, NotDefined
 
+from .grid import named
 from .ops import packed_linear, packed_weight
-from .table import named
 from .weight import PackedWeight
 
 WHERE: Mapping[Layout, str] = {"bitmask": "packed_bits", "csr": "packed_columns"}

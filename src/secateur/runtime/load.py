@@ -20,12 +20,17 @@ from .layers import PackedConv1D, PackedLayer, become
 from .modules import check_layout, judged, pack, require_module, warn_all_dense
 from .sites import Site, survey
 from .slots import Slot, computed, matched, read, slots_of, some
-from .table import Choice, Given
+from .table import Choice, Given, given
 from .unfilled import unfilled
 
 
 def load_packed(
-    path: str | os.PathLike[str], model: nn.Module, *, layout: Layout | None = None, table: Given = None
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    layout: Layout | None = None,
+    rows: int | None = None,
+    table: Given = None,
 ) -> nn.Module:
     """Fills a model, in place, from what `secateur.runtime.files.save_packed` wrote, and packs its layers as `pack` does.
 
@@ -38,6 +43,7 @@ def load_packed(
         path: a packed file, or a folder of them.
         model: with the same tensors, on the CPU or without values.
         layout: one layout for all layers, whatever they gain; by default each gets what ``table`` says, or stays dense.
+        rows: the most rows of activations that matter; see `secateur.runtime.modules.pack`.
         table: what was measured, or the path of it; see `secateur.runtime.table`.
 
     Returns:
@@ -72,7 +78,7 @@ def load_packed(
     taken = matched(source, slots, model)
     if isinstance(taken, str):
         raise BadInput(f"{source.path} and the model do not hold the same tensors: {taken}.")
-    return _fill(model, source, slots, taken, layout, table)
+    return _fill(model, source, slots, taken, layout, given(table).up_to(rows))
 
 
 def from_packed(
@@ -80,6 +86,7 @@ def from_packed(
     model_class: Any = None,
     *,
     layout: Layout | None = None,
+    rows: int | None = None,
     table: Given = None,
 ) -> Any:
     """Builds the model of a packed Hugging Face folder, fills it as `load_packed` does, and leaves it in eval mode.
@@ -90,7 +97,7 @@ def from_packed(
     Args:
         folder: a packed folder with a ``config.json``, on this machine.
         model_class: a class of transformers, or one of its ``Auto`` classes; by default the one that the config names.
-        layout, table: see `load_packed`.
+        layout, rows, table: see `load_packed`.
 
     Returns:
         The model, of class ``model_class``.
@@ -124,9 +131,9 @@ def from_packed(
     taken = matched(source, slots, model)
     if isinstance(taken, str):
         model = _converted(type(model), config, source)
-        pack(model, layout=layout, table=table)
+        pack(model, layout=layout, rows=rows, table=table)
     else:
-        _fill(model, source, slots, taken, layout, table)
+        _fill(model, source, slots, taken, layout, given(table).up_to(rows))
     if (source.path / "generation_config.json").is_file():
         model.generation_config = library.GenerationConfig.from_pretrained(str(source.path), local_files_only=True)
     return model.eval()

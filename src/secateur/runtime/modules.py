@@ -17,7 +17,7 @@ from secateur.stores.base import filtered
 from .layers import PackedConv, PackedLayer, become, give_back
 from .mapped import Mappings, copy_out
 from .sites import Site, survey
-from .table import Choice, Given, decide
+from .table import Choice, Given, decide, given
 
 Globs = str | Sequence[str] | None
 
@@ -28,6 +28,7 @@ def pack(
     include: Globs = None,
     ignore: Globs = None,
     layout: Layout | None = None,
+    rows: int | None = None,
     table: Given = None,
 ) -> nn.Module:
     """Replaces pruned layers by packed ones, in place: smaller in memory, faster, and for inference only.
@@ -50,6 +51,8 @@ def pack(
         include, ignore: globs over names of weights or of the modules above them, as in `secateur.prune`. A layer that is
             named in full and cannot be packed is refused.
         layout: one layout for all layers, whatever they gain; by default each gets what ``table`` says, or stays dense.
+        rows: the most rows of activations (samples times tokens) that matter. By default no layer may become slower at any number
+            of rows; ``rows=1`` packs what is faster for a token at a time, though a long prompt may then take longer.
         table: what was measured, or the path of it; see `secateur.runtime.table`.
 
     Returns:
@@ -76,7 +79,7 @@ def pack(
     """
     require_module(model, "pack")
     check_layout(layout)
-    planned = _planned(model, include, ignore, layout, table)
+    planned = _planned(model, include, ignore, layout, given(table).up_to(rows))
     done: list[PackedLayer] = []
     biases: dict[nn.Parameter, nn.Parameter] = {}
     mappings = Mappings()

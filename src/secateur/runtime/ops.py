@@ -23,7 +23,8 @@ from secateur.core.layouts import DTYPES, LAYOUTS, PAD
 from secateur.core.products import product
 from secateur.errors import BadInput, NotDefined
 
-from .table import named, route
+from .grid import named
+from .table import route
 
 INFERENCE_ONLY = (
     "Packed layers are for inference and have no gradients. Run the model under torch.inference_mode() or torch.no_grad(); to "

@@ -17,32 +17,22 @@ from __future__ import annotations
 import json
 import math
 import os
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
-from itertools import pairwise, product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from secateur import native
-from secateur.core.layouts import DTYPES, LAYOUTS, MOST_COLUMNS, Layout
+from secateur.core.layouts import LAYOUTS, MOST_COLUMNS, Layout
 from secateur.errors import BadInput
 from secateur.native import products
 
+from .grid import MOST_STEPS, Grid, Route, is_number, named, need, read_grid
 from .machine import processor
-
-Route = Literal["kernel", "expand"]
-ROUTES: tuple[Route, ...] = ("kernel", "expand")
-
-
-def named(dtype: torch.dtype) -> str:
-    """``"float32"`` for ``torch.float32``."""
-    return str(dtype).removeprefix("torch.")
-
 
 LEAST = 0.97
 """A layout that is slower than this share of dense at some number of rows is not used."""
@@ -51,60 +41,12 @@ WORTH = 1.05
 MATTER = (1, 16, 128)
 """Rows by whose ratios layouts are compared: a token at a time, a small batch, a sentence."""
 VERSION = 1
-NAMES = {named(d): d for d in DTYPES}
-MOST_STEPS, MOST_RATIO, MOST_BYTES, LARGEST = 64, 1e4, 8 << 20, 1 << 40
+MOST_BYTES = 8 << 20
 FOR_BFLOAT16 = {"avx512bf16": "avx512", "amx": "avx512"}
 """Kernels that are others for bfloat16 alone, and what they are for the rest."""
 MAKERS = ("AMD", "Intel", "ARM", "Apple")
 EXPAND_FROM = 256
 """Rows from which a matrix is expanded where no table says so."""
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """How many times as fast as dense the product with a packed matrix was.
-
-    Attributes:
-        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        key: the kind of processor, as `key` names it.
-        machine: the machine it was measured on, in words.
-        out, columns, densities, rows: the steps of the axes, ascending: sizes of the matrix, shares that are not zero,
-            rows of the activation; rows begin with 1.
-        ratios: for each layout and route a number for every point, the last axis fastest; 0 where nothing was measured.
-    """
-
-    dtype: str
-    key: str
-    machine: str
-    out: tuple[int, ...]
-    columns: tuple[int, ...]
-    densities: tuple[float, ...]
-    rows: tuple[int, ...]
-    ratios: Mapping[str, Mapping[str, tuple[float, ...]]]
-
-    def ratio(self, layout: str, route: Route, out_features: int, in_features: int, density: float, rows: int) -> float:
-        """Times as fast as dense: the least of the measured neighbours; 0 where no gain is known."""
-        found = self.ratios[layout][route]
-        where = (
-            _near(self.out, out_features), _near(self.columns, in_features),
-            _near(self.densities, max(density, self.densities[0])), _near(self.rows, max(rows, 1)),
-        )  # fmt: skip
-        if density > self.densities[-1]:
-            return 0.0
-        sizes = len(self.columns), len(self.densities), len(self.rows)
-        flat = (((o * sizes[0] + c) * sizes[1] + d) * sizes[2] + r for o, c, d, r in product(*where))
-        return min((found[i] for i in flat), default=0.0)
-
-    def best(self, layout: str, out_features: int, in_features: int, density: float, rows: int) -> tuple[float, Route]:
-        """The better route, and its ratio."""
-        asked = out_features, in_features, density, rows
-        return max(((self.ratio(layout, r, *asked), r) for r in ROUTES), key=lambda found: found[0])
-
-    def worst(self, layout: str, out_features: int, in_features: int, density: float) -> tuple[float, int]:
-        """The least ratio over all numbers of rows, by the better route for each, and the rows it belongs to."""
-        between = [(a + b) // 2 for a, b in pairwise(self.rows)]
-        every = sorted({*self.rows, *between, self.rows[-1] + 1})
-        return min((self.best(layout, out_features, in_features, density, n)[0], n) for n in every)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,10 +56,22 @@ class Table:
     Attributes:
         grids: what was measured.
         always: the route for everything, whatever the grids say; for those who measure it, and not in a file.
+        most_rows: rows beyond which nobody minds that a layer becomes slower; see `up_to`. Not in a file either.
     """
 
     grids: tuple[Grid, ...]
     always: Route | None = None
+    most_rows: int | None = None
+
+    def up_to(self, rows: int | None) -> Table:
+        """The same table, asked about activations of at most so many rows; ``None`` means any number.
+
+        Raises:
+            BadInput: no number of rows.
+        """
+        if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+            raise BadInput(f"rows is the most rows of activations that matter, a whole number from 1; got {rows!r}.")
+        return replace(self, most_rows=rows)
 
     def grid(self, dtype: torch.dtype) -> Grid | None:
         """The grid of a dtype for the processor and the kernels in use, or ``None``.
@@ -142,13 +96,13 @@ class Table:
             facts = json.loads(text)
         except (ValueError, RecursionError) as e:
             raise BadInput(f"a table is JSON, as secateur tune writes it; this cannot be read: {e}") from None
-        _need(isinstance(facts, dict) and set(facts) == {"version", "grids"}, "it has `version` and `grids`")
-        _need(
-            _number(facts["version"]) and facts["version"] == VERSION,
+        need(isinstance(facts, dict) and set(facts) == {"version", "grids"}, "it has `version` and `grids`")
+        need(
+            is_number(facts["version"]) and facts["version"] == VERSION,
             f"its version is {VERSION}; got {facts['version']!r}",
         )
-        _need(isinstance(facts["grids"], list) and len(facts["grids"]) <= MOST_STEPS, "`grids` is a short list")
-        return Table(tuple(_grid(g) for g in facts["grids"]))
+        need(isinstance(facts["grids"], list) and len(facts["grids"]) <= MOST_STEPS, "`grids` is a short list")
+        return Table(tuple(read_grid(g) for g in facts["grids"]))
 
     @staticmethod
     def read(path: str | Path) -> Table:
@@ -217,30 +171,32 @@ def choose(
 
 def decide(out_features: int, in_features: int, density: float, dtype: torch.dtype, table: Given = None) -> Choice:
     """What `choose` gives, and a sentence that says why."""
-    grid = given(table).grid(dtype)
+    asked = given(table)
+    grid, most = asked.grid(dtype), asked.most_rows
     if grid is None:
         kind = " ".join(filter(None, (maker(processor()), key(dtype))))
         return Choice(None, f"nothing was measured for {named(dtype)} on {kind}; `secateur tune` does")
     if outside := _outside(grid, out_features, in_features, density):
         return Choice(None, outside)
     shape = out_features, in_features, density
+    mattering = [n for n in MATTER if most is None or n <= most]
     found: list[tuple[float, Layout]] = []
     slow: list[tuple[float, str]] = []
     for layout in LAYOUTS:
         if layout not in grid.ratios or (layout == "csr" and in_features > MOST_COLUMNS):
             continue
-        worst, rows = grid.worst(layout, *shape)
+        worst, rows = grid.worst(layout, *shape, most)
         if worst < LEAST:
             slow.append((worst, f"{layout} would be {worst:.2f} times as fast as dense at {_rows(rows)}"))
         else:
-            gains = [grid.best(layout, *shape, n)[0] for n in MATTER]
+            gains = [grid.best(layout, *shape, n)[0] for n in mattering]
             found.append((math.prod(gains) if max(gains) >= WORTH else 0.0, layout))
     if not found:
         return Choice(None, max(slow, default=(0.0, "nothing was measured of any layout"))[1])
     gain, layout = max(found, key=lambda f: f[0])
     if not gain:
         return Choice(None, f"nothing is gained: no layout is {WORTH} times as fast as dense")
-    said = ", ".join(f"{grid.best(layout, *shape, n)[0]:.2f} at {_rows(n)}" for n in MATTER)
+    said = ", ".join(f"{grid.best(layout, *shape, n)[0]:.2f} at {_rows(n)}" for n in mattering)
     return Choice(layout, f"times as fast as dense, at least, by the table: {said}")
 
 
@@ -341,14 +297,6 @@ def packaged() -> Table:
     return Table(tuple(g for f in files for g in Table.read(f).grids))
 
 
-def _near(axis: tuple[Any, ...], value: float) -> tuple[int, ...]:
-    """The steps of an axis on both sides of a value: one where it is met or lies above the last, none below the first."""
-    i = bisect_left(axis, value)
-    if i == len(axis):
-        return (i - 1,)
-    return (i,) if axis[i] == value else (i - 1, i) if i else ()
-
-
 def _outside(grid: Grid, out: int, columns: int, density: float) -> str:
     if out < grid.out[0] or columns < grid.columns[0]:
         return f"{out} x {columns} is smaller than what was measured, {grid.out[0]} x {grid.columns[0]}"
@@ -359,49 +307,3 @@ def _outside(grid: Grid, out: int, columns: int, density: float) -> str:
 
 def _rows(n: int) -> str:
     return f"{n} row{'s' * (n != 1)}"
-
-
-# What is read was written by anybody
-
-
-def _grid(facts: Any) -> Grid:
-    fields = ("dtype", "key", "machine", "out", "columns", "densities", "rows", "ratios")
-    _need(isinstance(facts, dict) and set(facts) == set(fields), f"a grid has {', '.join(fields)}")
-    texts = (facts["dtype"], facts["key"], facts["machine"])
-    _need(all(isinstance(t, str) and len(t) <= 500 for t in texts), "dtype, key and machine are short texts")
-    _need(facts["dtype"] in NAMES, f"dtype is one of {', '.join(NAMES)}; got {facts['dtype']!r}")
-    out, columns, rows = (_steps(facts[f], f, int) for f in ("out", "columns", "rows"))
-    densities = _steps(facts["densities"], "densities", float)
-    _need(rows[0] == 1, f"rows begin with 1; got {rows[0]}")
-    _need(densities[-1] <= 1, f"a density is at most 1; got {densities[-1]}")
-    points = len(out) * len(columns) * len(densities) * len(rows)
-    dtype, kind, where = texts
-    return Grid(dtype, kind, where, out, columns, densities, rows, _ratios(facts["ratios"], points))
-
-
-def _steps(found: Any, name: str, kind: type) -> tuple[Any, ...]:
-    ok = isinstance(found, list) and 0 < len(found) <= MOST_STEPS and all(_number(v) for v in found)
-    ok = ok and all(kind is float or isinstance(v, int) for v in found) and found[0] > 0
-    _need(ok and all(a < b for a, b in pairwise(found)), f"`{name}` holds ascending numbers above 0")
-    return tuple(kind(v) for v in found)
-
-
-def _ratios(found: Any, points: int) -> dict[str, dict[str, tuple[float, ...]]]:
-    _need(isinstance(found, dict) and set(found) <= set(LAYOUTS), f"ratios are of {', '.join(LAYOUTS)}")
-    for layout, routes in found.items():
-        _need(isinstance(routes, dict) and set(routes) == set(ROUTES), f"{layout} has {' and '.join(ROUTES)}")
-        for name, values in routes.items():
-            ok = isinstance(values, list) and len(values) == points
-            _need(ok, f"{layout}, {name} has a number for each of {points} points")
-            ok = all(_number(v) and 0 <= v <= MOST_RATIO for v in values)
-            _need(ok, f"ratios lie between 0 and {MOST_RATIO:g}; {layout}, {name} has another")
-    return {layout: {r: tuple(map(float, v)) for r, v in routes.items()} for layout, routes in found.items()}
-
-
-def _number(v: Any) -> bool:
-    return isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= LARGEST  # also neither NaN nor Inf
-
-
-def _need(ok: bool, what: str) -> None:
-    if not ok:
-        raise BadInput(f"this is not a table of secateur: {what}.")

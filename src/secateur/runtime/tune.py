@@ -25,8 +25,9 @@ from secateur.core.layouts import LAYOUTS, Layout
 from secateur.errors import BadInput
 
 from .candidates import BY, Run, activations, copies_of, dense, packed, sparse
+from .grid import NAMES, ROUTES, Grid, Route
 from .machine import cache_bytes, core_cache_bytes, machine
-from .table import LEAST, NAMES, ROUTES, Grid, Route, Table, active, key, using
+from .table import LEAST, Table, active, key, using
 from .timing import quiet, take_turns, threads
 
 NEAR_FROM = 64
