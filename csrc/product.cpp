@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <thread>
 #include <vector>
 
 #include "pool.h"
@@ -50,9 +51,16 @@ public:
         const unsigned workers = work < least_work ? 1 : pool_size();
         const uint64_t unit = method_ == by_tile ? kernels_.block_rows : Rounding::rows;
         const auto ends = pieces_of(p_.matrix, p_.bitmask, value_width(), unit, workers == 1 ? 1 : 8 * workers);
-        std::atomic<size_t> next{0};
+        const uint64_t turns = inputs_.turn_pieces();
+        std::atomic<uint64_t> next{0}, turn{0}, turned{0};
+        // One parallel region, since waking the threads twice would take longer than turning the inputs.
         secateur::run(workers, [&](unsigned) {
-            for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < ends.size();)
+            for (uint64_t i; (i = turn.fetch_add(1, std::memory_order_relaxed)) < turns;) {
+                inputs_.turn_piece(i);
+                turned.fetch_add(1, std::memory_order_release);
+            }
+            while (turned.load(std::memory_order_acquire) < turns) std::this_thread::yield();
+            for (uint64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < ends.size();)
                 rows(i ? ends[i - 1] : 0, ends[i]);
         });
     }
@@ -65,7 +73,7 @@ private:
             method_ = by_tile;
             inputs_.lay_out(kernels_, p_, values_.pairs);
         }
-        if (method_ == by_skip) inputs_.turn(kernels_.lanes, p_.n > kernels_.lanes ? 2 : 1, p_.n);
+        if (method_ == by_skip) inputs_.plan_turn(kernels_.lanes, p_.n > kernels_.lanes ? 2 : 1, p_.n, false);
         if (method_ == by_tile) share_out();
     }
 
@@ -75,7 +83,7 @@ private:
         const uint64_t rest = p_.n % kernels_.lanes;
         panels_ = p_.n / kernels_.lanes + (rest > kernels_.lanes / 2 || p_.n < kernels_.lanes);
         in_panels_ = std::min(p_.n, panels_ * kernels_.lanes);
-        inputs_.turn_to_multiply(kernels_.lanes, in_panels_);
+        inputs_.plan_turn(kernels_.lanes, 1, in_panels_, true);
     }
 
     void rows(uint64_t first, uint64_t last) {

@@ -10,7 +10,7 @@
 namespace secateur {
 namespace {
 
-constexpr uint64_t least_work = 1 << 15;     // elements worth waking a second thread for
+constexpr uint64_t least_work = 1 << 18;     // elements worth waking a second thread for
 constexpr uint64_t most_kept = 64 << 20;
 
 struct Piece {
@@ -87,53 +87,50 @@ bool Inputs::lay_out(const ProductKernels& kernels, const Product& p, bool narro
     const uint64_t columns = p.matrix.columns, in_width = p.dtype == f32 ? 4 : 2;
     stride_ = p.matrix.padded;
     width_ = narrow ? 2 : 4;
-    rows_ = rows_room_.of<char>(std::max<uint64_t>(1, p.n * stride_ * width_));
+    const bool as_they_are = stride_ == columns && width_ == in_width;
+    char* room = as_they_are ? nullptr : rows_room_.of<char>(std::max<uint64_t>(1, p.n * stride_ * width_));
+    rows_ = as_they_are ? static_cast<const char*>(p.x) : room;
     std::atomic<bool> all{true};
     std::atomic<uint64_t> next{0};
     const unsigned workers = p.n * columns < least_work ? 1 : static_cast<unsigned>(std::min<uint64_t>(p.n, pool_size()));
     run(workers, [&](unsigned) {
         for (uint64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < p.n;) {
             const char* from = static_cast<const char*>(p.x) + i * columns * in_width;
-            char* to = rows_ + i * stride_ * width_;
+            if (!all_finite(p.dtype, from, columns)) all = false;
+            if (as_they_are) continue;
+            char* to = room + i * stride_ * width_;
             if (narrow) std::memcpy(to, from, columns * 2);
             else widen(kernels, p.dtype, from, columns, reinterpret_cast<float*>(to));
             std::memset(to + columns * width_, 0, (stride_ - columns) * width_);
-            if (!all_finite(p.dtype, from, columns)) all = false;
         }
     });
     return all;
 }
 
-void Inputs::turn(uint64_t lanes, int vectors, uint64_t n) {
+void Inputs::plan_turn(uint64_t lanes, int vectors, uint64_t n, bool to_multiply) {
     lanes_ = lanes;
     vectors_ = vectors;
-    if (width_ == 2) turn_as<uint16_t>(stride_, n);
-    else turn_as<float>(stride_, n);
+    turned_ = n;
+    columns_ = to_multiply ? stride_ * width_ / sizeof(uint32_t) : stride_;
+    panels_ = panels_room_.of<char>(std::max<uint64_t>(1, panels(n) * panel_lanes() * stride_ * width_));
 }
 
-void Inputs::turn_to_multiply(uint64_t lanes, uint64_t n) {
-    lanes_ = lanes;
-    vectors_ = 1;
-    turn_as<uint32_t>(stride_ * width_ / sizeof(uint32_t), n);
+void Inputs::turn_piece(uint64_t i) const {
+    if (width_ == 2 && columns_ == stride_) turn_as<uint16_t>(i);
+    else turn_as<uint32_t>(i);
 }
 
 template <class T>
-void Inputs::turn_as(uint64_t columns, uint64_t n) {
-    constexpr uint64_t block = 32;
-    const uint64_t wide = panel_lanes(), all = panels(n), blocks = columns / block;
-    panels_ = panels_room_.of<char>(std::max<uint64_t>(1, all * wide * columns * sizeof(T)));
+void Inputs::turn_as(uint64_t piece) const {
+    const uint64_t wide = panel_lanes(), columns = columns_, n = turned_, blocks = columns / turn_block;
+    const uint64_t panel = piece / blocks, k = piece % blocks * turn_block;
     const auto* from = reinterpret_cast<const T*>(rows_);
-    std::atomic<uint64_t> next{0};
-    run(n * columns < least_work ? 1 : pool_size(), [&](unsigned) {
-        for (uint64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < all * blocks;) {
-            const uint64_t panel = i / blocks, k = i % blocks * block;
-            T* to = reinterpret_cast<T*>(panels_) + (panel * columns + k) * wide;
-            for (uint64_t lane = 0; lane < wide; ++lane) {
-                const uint64_t input = panel * wide + lane;
-                for (uint64_t c = 0; c < block; ++c) to[c * wide + lane] = input < n ? from[input * columns + k + c] : T{0};
-            }
-        }
-    });
+    T* to = reinterpret_cast<T*>(panels_) + (panel * columns + k) * wide;
+    for (uint64_t lane = 0; lane < wide; ++lane) {
+        const uint64_t input = panel * wide + lane;
+        for (uint64_t c = 0; c < turn_block; ++c)
+            to[c * wide + lane] = input < n ? from[input * columns + k + c] : T{0};
+    }
 }
 
 }  // namespace secateur

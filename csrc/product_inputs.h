@@ -35,11 +35,11 @@ public:
     // As floats or, with `narrow`, as the bf16 that they are. Returns whether all are finite.
     bool lay_out(const ProductKernels& kernels, const Product& p, bool narrow);
 
-    // Turns them: panel i holds inputs i * panel_lanes() …, (columns, panel_lanes()), in the form that they have.
-    void turn(uint64_t lanes, int vectors, uint64_t n);
-
-    // The same in panels of one vector; of bf16 a panel is (columns / 2, lanes, 2).
-    void turn_to_multiply(uint64_t lanes, uint64_t n);
+    // To be turned, in pieces that any thread may do: panel i will hold inputs i * panel_lanes() …, (columns, panel_lanes()), in
+    // the form that they have; `to_multiply`, in panels of one vector, of bf16 (columns / 2, lanes, 2).
+    void plan_turn(uint64_t lanes, int vectors, uint64_t n, bool to_multiply);
+    uint64_t turn_pieces() const { return panels(turned_) * (columns_ / turn_block); }
+    void turn_piece(uint64_t i) const;
 
     const void* row(uint64_t i, uint64_t column = 0) const { return rows_ + (i * stride_ + column) * width_; }
     uint64_t stride() const { return stride_; }
@@ -52,13 +52,16 @@ public:
     uint64_t panel_lanes() const { return static_cast<uint64_t>(vectors_) * lanes_; }
 
 private:
+    static constexpr uint64_t turn_block = 32;  // columns of a piece
+
     template <class T>
-    void turn_as(uint64_t columns, uint64_t n);
+    void turn_as(uint64_t piece) const;
 
     Room rows_room_, panels_room_;
-    char* rows_ = nullptr;
+    const char* rows_ = nullptr;
     char* panels_ = nullptr;
     uint64_t stride_ = 0, width_ = 0, lanes_ = 1;
+    uint64_t turned_ = 0, columns_ = 0;  // inputs to be turned, and how many columns they have, or pairs
     int vectors_ = 1;
 };
 
