@@ -4,7 +4,8 @@ all-MiniLM-L6-v2 encodes one sequence of 128 tokens, its linear layers pruned to
 from a Q4_1 copy, decodes with a cache at batch 1, its linear layers pruned each to 50 and 80 %; the output head is tied to the
 embedding and stays dense. What is said is time alone: a model pruned so far without training is of no use for anything else.
 
-Each is packed for the rows it sees, `pack(model, rows=128)` and `rows=1`. Candidates take turns in one process, on one thread and on two. The share outside is of a dense model's time what is not spent in
+Each is packed for the rows it sees, `pack(model, rows=128)` and `rows=1`. Candidates take turns in one process, on one thread
+and on two. The share outside is of a dense model's time what is not spent in
 its linear layers, measured with a clock around each. Memory is what a process holds more once it has the model, in
 a fresh process each. ``--quick`` asks whether it runs, on tiny networks with fresh weights.
 """
