@@ -58,13 +58,16 @@ def product(
     """
     rows = starts.numel() - 1
     wrong = where.numel() != rows * (-(-columns // 64) * 8) if bitmask else where.numel() != values.numel()
-    tensors = (x, where, values, starts) if bias is None else (x, where, values, starts, bias)
     if wrong or x.dim() != 2 or x.shape[1] != columns or (bias is not None and bias.numel() != rows):
-        raise ValueError(
-            f"no product of {tuple(x.shape)} with {rows} x {columns}, parts {[tuple(t.shape) for t in tensors[1:]]}."
-        )
-    if not all(t.is_contiguous() and t.device.type == "cpu" for t in tensors) or values.dtype != x.dtype:
-        raise ValueError("native products take contiguous tensors on the CPU, values and inputs of one dtype.")
+        shapes = [tuple(t.shape) for t in (where, values, starts)]
+        raise ValueError(f"no product of {tuple(x.shape)} with {rows} x {columns}, parts {shapes}.")
+    # Written out, since a small product takes no longer than a loop over its tensors.
+    plain = x.is_contiguous() and where.is_contiguous() and values.is_contiguous() and starts.is_contiguous()
+    here = x.is_cpu and where.is_cpu and values.is_cpu and starts.is_cpu
+    if bias is not None:
+        plain, here = plain and bias.is_contiguous() and bias.dtype == x.dtype, here and bias.is_cpu
+    if not (plain and here and values.dtype == x.dtype):
+        raise ValueError("native products take contiguous tensors on the CPU, values, inputs and bias of one dtype.")
     out = x.new_empty((x.shape[0], rows))
     _kernels().product(
         bitmask, DTYPES[x.dtype], where.data_ptr(), values.data_ptr(), starts.data_ptr(), rows, columns, x.data_ptr(),
