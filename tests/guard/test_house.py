@@ -57,6 +57,15 @@ def targets(makefile: str) -> set[str]:
     return set(re.findall(r"^([a-z][a-z-]*):", makefile, re.M))
 
 
+def test_nothing_that_was_built_or_downloaded_is_kept() -> None:
+    kept = [
+        p.name
+        for p in tracked()
+        if p.suffix in (".whl", ".so", ".o", ".gz", ".zip", ".safetensors", ".pt", ".bin", ".onnx")
+    ]
+    assert not kept
+
+
 def test_files_are_short() -> None:
     assert not [f"{p.name}: {n} lines" for p in sources() if (n := len(text(p).splitlines())) > LONGEST_FILE]
 
