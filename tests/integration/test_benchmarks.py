@@ -78,6 +78,7 @@ def test_every_way_has_its_bars() -> None:
     assert memory.MOST_PERCENT == 5
 
 
+@pytest.mark.slow
 def test_the_speed_of_packing_is_measured_of_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "WIDTHS", {False: 64})
     table, bars = packed.speeds(tmp_path, False, 1)

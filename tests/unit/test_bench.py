@@ -335,6 +335,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few")
+@pytest.mark.slow
 def test_a_measured_table_can_be_read() -> None:
     told: list[tuple[int, int, str]] = []
     found = tune(dtypes=("float32",), size=TINY, progress=lambda *a: told.append(a))
