@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from benchmarks.result import Result, Table
 from benchmarks.timing import Timing, spread, take_turns
 from secateur.runtime.export import Exported, export
 from secateur.runtime.exporters.openvino_ir import RATE, RATE_KEY, STEM, untold
+from secateur.runtime.timing import threads
 
 QUICK, FULL = 1024, 4096
 LAYERS = 4
@@ -153,17 +153,6 @@ def _line(name: str, taken: dict[str, Timing], base: str) -> tuple[str, ...]:
     mine = taken[name]
     own, torchs = (spread(taken[other].per(mine)) for other in (base, "torch, dense"))
     return (name, mine.milliseconds(), "1" if base == name else own, "1" if name == "torch, dense" else torchs)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """So many threads for torch, for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def run(full: bool, repeats: int = 21) -> Result:

@@ -12,28 +12,21 @@ from pathlib import Path
 import torch
 
 from secateur import native
+from secateur.runtime import machine as machines
 from secateur.runtime.machine import STATUS, processor, resident_bytes
 
 REFS = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
-class Machine:
+class Machine(machines.Machine):
     """What a timing depends on; ``load`` is the number of processes that wanted a core, just before and just after."""
 
-    processor: str
-    cores: int
-    threads: int
-    kernels: str
-    torch: str
     python: str
     load: tuple[float, float]
 
     def __str__(self) -> str:
-        return (
-            f"{self.processor}, {self.cores} cores, {self.threads} threads, kernels {self.kernels}, torch {self.torch}, "
-            f"Python {self.python}, load {self.load[0]:.1f} before and {self.load[1]:.1f} after"
-        )
+        return f"{super().__str__()}, Python {self.python}, load {self.load[0]:.1f} before and {self.load[1]:.1f} after"
 
 
 def machine(load_before: float) -> Machine:

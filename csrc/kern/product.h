@@ -24,7 +24,7 @@ inline M mask_at(const uint8_t* bits) {
 }
 
 // One row with N inputs; U accumulators for each, so that additions need not wait for each other. Rows lie one behind the
-// other and are read in that order: several at a time would be as many short streams, which are read at half the speed.
+// other and are read in that order: several at a time would be as many short streams, which are slower.
 template <class S, int N, int U>
 inline void direct_of(const Matrix* m, uint64_t row, const typename S::C::Elem* x, uint64_t stride, float* sums) {
     using C = typename S::C;

@@ -16,6 +16,7 @@ from secateur import native
 from secateur.core.layouts import LAYOUTS, Layout, arrange
 from secateur.core.products import Method, product
 from secateur.native import products as kernels
+from secateur.runtime.timing import threads
 
 METHODS = get_args(Method)
 ACCURACY = {torch.float32: 2.0**-19, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -107,14 +108,11 @@ def test_nan_and_infinity_give_what_dense_gives(isa: str, dtype: torch.dtype, la
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_number_of_threads_changes_no_bit(isa: str, layout: Layout, method: Method) -> None:
     weight, x, bias = drawn(700, 900, 21, 0.2, torch.float32, 3)
-    parts, before = arrange(weight, layout), torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    parts = arrange(weight, layout)
+    with threads(1):
         one = product(x, parts, layout, 900, bias, method)
-        torch.set_num_threads(4)
+    with threads(4):
         assert torch.equal(one, product(x, parts, layout, 900, bias, method))
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

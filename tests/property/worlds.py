@@ -22,6 +22,7 @@ from secateur.core.plan import Plan, keep_mask
 from secateur.core.select import identity
 from secateur.core.source import Source
 from secateur.core.types import Align, Part, Parts, Reduce, Spec
+from secateur.runtime.timing import threads
 
 T = TypeVar("T")
 
@@ -36,18 +37,14 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removepre
 @contextmanager
 def going(route: tuple[str, int]) -> Iterator[None]:
     """Runs with the native kernels or without, on so many threads."""
-    kind, threads = route
+    kind, count = route
     if kind == "native" and not native.available():
         pytest.skip("built without the native kernels")
     with pytest.MonkeyPatch.context() as patch:
         if kind == "torch":
             patch.setattr(native, "available", lambda: False)
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
+        with threads(count):
             yield
-        finally:
-            torch.set_num_threads(before)
 
 
 def example(shape: Sequence[int], dtype: torch.dtype, fill: str = "normal", seed: int = 0) -> Tensor:

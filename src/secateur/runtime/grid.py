@@ -89,6 +89,11 @@ def _near(axis: tuple[Any, ...], value: float) -> tuple[int, ...]:
 
 
 def read_grid(facts: Any) -> Grid:
+    """A grid from what JSON gave.
+
+    Raises:
+        BadInput: it is not one; says what one has.
+    """
     fields = ("dtype", "key", "machine", "out", "columns", "densities", "rows", "ratios")
     need(isinstance(facts, dict) and set(facts) == set(fields), f"a grid has {', '.join(fields)}")
     texts = (facts["dtype"], facts["key"], facts["machine"])
