@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -373,3 +374,12 @@ def test_a_convolution_refuses_what_a_convolution_refuses() -> None:
 def test_packed_layers_are_not_pruned_again() -> None:
     with pytest.raises(secateur.BadTensor, match="it is packed"):
         secateur.prune(pack(net(), layout="csr"), 0.9, include="0.weight")
+
+
+def test_a_packed_model_is_no_source_of_a_file(tmp_path: Path) -> None:
+    """Its buffers would be stored as any other tensors, and no model could be filled with them."""
+    model = pack(net(), layout="csr")
+    with pytest.raises(secateur.BadInput, match=r"'0' is packed .*secateur\.unpack\(model\)"):
+        secateur.save_packed(model, tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+    assert secateur.save_packed(secateur.unpack(model), tmp_path / "model.safetensors").rows

@@ -19,6 +19,7 @@ from .codec import FLOATS, compress, zstd
 from .facts import PackedReport, PackedRow
 from .format import CODECS, CODES, PARTS, PackedSource, described, expands_too_far, fact
 from .items import Source, in_memory, on_disk
+from .layers import refuse_packed
 from .writing import Described, raw_bytes, spool, write_file
 
 MARK = ".packed"
@@ -51,7 +52,7 @@ def save_packed(
         Bytes before and after, in all and of each tensor.
 
     Raises:
-        BadInput: a target, path or codec that cannot be meant; a source that is packed already.
+        BadInput: a target, path or codec that cannot be meant; a source or a model that is packed already.
         BadTensor: a tensor without plain values in memory.
         OutputExists: something is there already.
 
@@ -68,6 +69,8 @@ def save_packed(
         raise BadInput(f"codec must be one of {', '.join(CODECS)}, or None; got {codec!r:.60}.")
     if codec is not None:
         zstd()  # refused before anything is read
+    if isinstance(target, nn.Module):
+        refuse_packed(target, "a file holds the weights themselves, in encodings of its own")
     out, rows = Path(path), list[PackedRow]()
     if isinstance(target, (str, os.PathLike)):
         source = Path(target)

@@ -269,6 +269,20 @@ class PackedConv(PackedLayer):
         return out.contiguous() if input.is_contiguous() else out
 
 
+def refuse_packed(model: nn.Module, why: str) -> None:
+    """Refuses a model of which a layer is packed, and says the way back.
+
+    Raises:
+        BadInput: names the first such layer, and ``why``.
+    """
+    packed = [name for name, module in model.named_modules() if isinstance(module, PackedLayer)]
+    if packed:
+        raise BadInput(
+            f"{packed[0] or 'the model'!r} is packed (one of {len(packed)}): {why}. Take it back to dense weights first with "
+            "secateur.unpack(model)."
+        )
+
+
 def become(
     layer: nn.Module,
     kind: type[PackedLayer],

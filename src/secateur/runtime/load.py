@@ -16,7 +16,7 @@ from secateur.stores.architectures import class_of, transformers
 from secateur.stores.safetensors_file import DTYPES as CODES
 
 from .format import PackedSource
-from .layers import PackedConv1D, PackedLayer, become
+from .layers import PackedConv1D, become, refuse_packed
 from .modules import check_layout, judged, pack, require_module, warn_all_dense
 from .sites import Site, survey
 from .slots import Slot, computed, matched, read, slots_of, some
@@ -70,10 +70,7 @@ def load_packed(
     """
     require_module(model, "load_packed")
     check_layout(layout)
-    if already := next((n for n, m in model.named_modules() if isinstance(m, PackedLayer)), None):
-        raise BadInput(
-            f"{already!r} is packed already: build the model anew, or take it back with secateur.unpack(model)."
-        )
+    refuse_packed(model, "a file fills a model that is not")
     source, slots = PackedSource(path), slots_of(model)
     taken = matched(source, slots, model)
     if isinstance(taken, str):

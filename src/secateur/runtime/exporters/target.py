@@ -15,7 +15,7 @@ from secateur.evaluate.batches import device_of
 from secateur.stores import checks, names
 from secateur.stores.memory import MemoryStore
 
-from ..layers import PackedLayer
+from ..layers import refuse_packed
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,13 @@ def check(target: Any) -> MemoryStore:
     if not isinstance(target, nn.Module | Mapping):
         raise BadInput(f"export takes an nn.Module or a dict of tensors, got a {type(target).__name__}.")
     if isinstance(target, nn.Module):
-        _refuse_packed(target)
+        refuse_packed(target, "other runtimes cannot read its layout")
     store = MemoryStore(target)
     for spec in store.specs():
         entry = store.entry(spec)
         if entry.held_by is not None or not checks.is_plain(entry.tensor):
             raise BadTensor(f"cannot export {spec}: {checks.why_not(entry)}.")
     return store
-
-
-def _refuse_packed(model: nn.Module) -> None:
-    packed = [n for n, m in model.named_modules() if isinstance(m, PackedLayer)]
-    if packed:
-        raise BadInput(
-            f"{packed[0] or 'the model'!r} is packed (one of {len(packed)}): other runtimes cannot read its layout. "
-            "Take it back to dense weights first with secateur.unpack(model)."
-        )
 
 
 def runnable(model: Any, format: str) -> nn.Module:
