@@ -19,7 +19,7 @@ namespace {
 constexpr uint64_t most_rows = 64;          // of a block
 constexpr uint64_t block_bytes = 8192;      // of one such row
 constexpr uint64_t ahead = 4096;            // bytes
-constexpr uint64_t least_work = 1 << 17;    // multiplications worth waking a second thread for
+constexpr uint64_t least_work = 1 << 13;    // multiplications worth a thread
 constexpr uint64_t most_inputs = 1024;
 
 // Rows in pieces that cost about the same bytes, each a multiple of `unit` but for the last.
@@ -48,8 +48,8 @@ public:
     void run() {
         prepare();
         const uint64_t work = static_cast<uint64_t>(p_.matrix.starts[p_.matrix.rows]) * p_.n + p_.matrix.rows * p_.matrix.columns / 16;
-        const unsigned workers = work < least_work ? 1 : pool_size();
-        const uint64_t unit = method_ == by_tile ? kernels_.block_rows : Rounding::rows;
+        const auto workers = static_cast<unsigned>(std::clamp<uint64_t>(work / least_work, 1, pool_size()));
+        const uint64_t unit = spreads() ? kernels_.block_rows : Rounding::rows;
         const auto ends = pieces_of(p_.matrix, p_.bitmask, value_width(), unit, workers == 1 ? 1 : 8 * workers);
         const uint64_t turns = inputs_.turn_pieces();
         std::atomic<uint64_t> next{0}, turn{0}, turned{0};
@@ -66,15 +66,19 @@ public:
     }
 
 private:
+    // Rows are spread out, some at a time, and multiplied as a block.
+    bool spreads() const { return method_ == by_tile || method_ == by_pairs; }
+
     // Zeros are skipped only where every input is finite: zero times infinity is no zero.
     void prepare() {
+        if (method_ == by_pairs && !(values_.pairs && kernels_.skip_pairs)) method_ = by_tile;
         const bool gathers = method_ == by_direct && !p_.bitmask, turns = method_ == by_skip && p_.dtype == bf16;
         if (!inputs_.lay_out(kernels_, p_, turns || (values_.pairs && !gathers)) && method_ != by_tile) {
             method_ = by_tile;
             inputs_.lay_out(kernels_, p_, values_.pairs);
         }
         if (method_ == by_skip) inputs_.plan_turn(kernels_.lanes, p_.n > kernels_.lanes ? 2 : 1, p_.n, false);
-        if (method_ == by_tile) share_out();
+        if (spreads()) share_out();
     }
 
     // Which inputs are multiplied in panels, and which one at a time: a panel that is half empty costs as much as a full one.
@@ -87,7 +91,7 @@ private:
     }
 
     void rows(uint64_t first, uint64_t last) {
-        if (method_ == by_tile) tiled(first, last);
+        if (spreads()) tiled(first, last);
         else if (method_ == by_skip) skipped(first, last);
         else direct(first, last);
     }
@@ -174,14 +178,14 @@ private:
     void tile_block(uint64_t row, uint64_t count, uint64_t whole, char* w, float* of_panels, float* of_rest) const {
         const bool pairs = values_.pairs;
         const uint64_t width = pairs ? 2 : 4, most = block_bytes / width, padded = p_.matrix.padded;
+        const auto panel = method_ == by_pairs ? kernels_.skip_pairs : kernels_.panel[pairs];
         uint64_t done[most_rows];
         for (uint64_t a = 0; a < count; ++a) done[a] = static_cast<uint64_t>(p_.matrix.starts[row + a]);
         for (uint64_t k = 0; k < padded; k += most) {
             const uint64_t columns = std::min(most, padded - k);
             for (uint64_t a = 0; a < count; ++a) spread_row(row + a, k, columns, done[a], w + a * columns * width);
             std::memset(w + count * columns * width, 0, (whole - count) * columns * width);
-            if (panels_)
-                kernels_.panel[pairs](w, whole, inputs_.panel(0, k), inputs_.panel_stride(), panels_, columns, of_panels);
+            if (panels_) panel(w, whole, inputs_.panel(0, k), inputs_.panel_stride(), panels_, columns, of_panels);
             if (p_.n > in_panels_)
                 kernels_.tile[pairs](w, whole, inputs_.row(in_panels_, k), inputs_.stride(), p_.n - in_panels_, columns, of_rest);
         }

@@ -55,6 +55,8 @@ struct ProductKernels {
     // sums = Σ values[j] x[columns[j]] over `vectors`, 1 or 2, of inputs, x being (columns, vectors * lanes): of floats, and of
     // bf16.
     void (*skip[2])(const uint16_t* columns, const float* values, uint64_t count, const void* x, int vectors, float* sums);
+    // As panel of bf16 in pairs, with the pairs that are not both zero, of at most 64 rows. Or null.
+    void (*skip_pairs)(const void* w, uint64_t rows, const void* x, uint64_t stride, uint64_t panels, uint64_t columns, float* sums);
     // Columns of the set bits, ascending; returns how many.
     uint64_t (*list)(const uint8_t* bits, uint64_t columns, uint16_t* out);
 };
@@ -65,7 +67,7 @@ extern const ProductKernels products_avx512;
 extern const ProductKernels products_avx512bf16;
 extern const ProductKernels products_amx;
 
-enum Method : int { by_direct = 0, by_skip = 1, by_tile = 2 };
+enum Method : int { by_direct = 0, by_skip = 1, by_tile = 2, by_pairs = 3 };
 
 // y (n, rows) = x (n, columns) mᵀ + bias, all of one dtype and contiguous; bias may be null.
 struct Product {

@@ -44,6 +44,10 @@ void bind_products(nb::module_& m) {
     m.def("whole", &py_whole, "bitmask"_a, "dtype"_a, "where"_a, "values"_a, "starts"_a, "rows"_a, "columns"_a, "first"_a,
           "count"_a, "out"_a);
     m.def("whole_is_bf16", [](int dtype) { return writes_bf16(product_kernels(), static_cast<Dtype>(dtype)); }, "dtype"_a);
+    m.def("skips_pairs", [](int dtype) {
+        const ProductKernels& k = product_kernels();
+        return k.skip_pairs && k.of[dtype].pairs;
+    }, "dtype"_a);
 }
 
 }  // namespace secateur

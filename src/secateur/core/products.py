@@ -12,13 +12,17 @@ from secateur.native import products as kernels
 
 from .layouts import PAD, Layout, Parts, restore
 
-Method = Literal["direct", "skip", "tile"]
+Method = Literal["direct", "skip", "tile", "pairs"]
 DIRECT = {"bitmask": 4, "csr": 1}
 """Most inputs that are multiplied one at a time."""
 FEW = 16
 SKIP_BELOW = {"bitmask": (0.15, 0.22), "csr": (1.0, 1.0)}
 """The density below which only stored weights are multiplied, for few inputs and for more; above, the matrix is spread out,
 some rows at a time."""
+PAIRS_FROM = {"bitmask": 64, "csr": 256}
+PAIRS = (0.07, 0.27)
+"""Inputs from which, and densities between which, pairs of columns that are both zero are left out, where there are such kernels.
+With fewer weights skipping single ones is as fast, and with more hardly a pair is left out."""
 
 
 def product(
@@ -55,4 +59,7 @@ def method_of(layout: Layout, parts: Parts, columns: int, n: int) -> Method:
     if n <= DIRECT[layout]:
         return "direct"
     stored, size = parts[1].numel() - PAD, (parts[2].numel() - 1) * columns
-    return "skip" if stored < SKIP_BELOW[layout][n > FEW] * size else "tile"
+    pairs = kernels.skips_pairs(parts[1].dtype)
+    if pairs and n >= PAIRS_FROM[layout] and PAIRS[0] * size < stored < PAIRS[1] * size:
+        return "pairs"
+    return "skip" if stored < SKIP_BELOW[layout][n > FEW and not pairs] * size else "tile"

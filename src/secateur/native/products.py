@@ -13,7 +13,7 @@ from torch import Tensor
 from . import _kernels
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-METHODS = {"direct": 0, "skip": 1, "tile": 2}
+METHODS = {"direct": 0, "skip": 1, "tile": 2, "pairs": 3}
 
 
 def isa() -> str:
@@ -54,7 +54,8 @@ def product(
         columns: of the weight.
         bias: ``(out,)``, or ``None``.
         method: ``"direct"``, an input at a time or a few; ``"skip"``, inputs side by side, for the weights that are stored
-            alone; ``"tile"``, the weights spread out, some rows at a time. NaN and infinity are always tiled.
+            alone; ``"tile"``, the weights spread out, some rows at a time; ``"pairs"``, where `skips_pairs` says so, the
+            same without the pairs of columns that are both zero. NaN and infinity are always tiled.
     """
     rows = starts.numel() - 1
     wrong = where.numel() != rows * (-(-columns // 64) * 8) if bitmask else where.numel() != values.numel()
@@ -74,6 +75,12 @@ def product(
         x.shape[0], 0 if bias is None else bias.data_ptr(), out.data_ptr(), METHODS[method],
     )  # fmt: skip
     return out
+
+
+def skips_pairs(dtype: torch.dtype) -> bool:
+    """Whether the instruction set in use has ``"pairs"`` for a dtype; elsewhere it is ``"tile"``."""
+    skips: bool = _kernels().skips_pairs(DTYPES[dtype])
+    return skips
 
 
 def whole_dtype(dtype: torch.dtype) -> torch.dtype:
