@@ -17,6 +17,7 @@ from secateur.carry import (
     carry_out,
     check_out,
     count_rows,
+    files_carried_out,
     make_plan,
     plan_of_masks,
     refuse_other,
@@ -35,7 +36,7 @@ from secateur.evaluate.informed import defaults_of, informed, with_solver
 from secateur.pretrained import prune_folder
 from secateur.report.report import Report
 from secateur.stores import torch_prune
-from secateur.stores.base import choose
+from secateur.stores.base import choose, globs
 
 Allocate = str | Mapping[str, float] | OWL | Callable[..., Mapping[str, int]]
 NonFinite = Literal["error", "keep", "prune"]
@@ -60,6 +61,8 @@ def prune(
     solver: str | AnySolver | None = None,
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    memory: int | str | None = None,
 ) -> Report:
     r"""Prunes weights by magnitude, exactly: zeros written in place, or to the path ``out``.
 
@@ -101,6 +104,8 @@ def prune(
             `secateur.solvers`, or a function. Needs ``calibration``.
         out: path to write to, for a file or folder; must not exist unless ``overwrite``.
         overwrite: replace what is at ``out``.
+        resume: go on with what an interrupted run of the same request left beside ``out``; the result is the same.
+        memory: of a path: what a worker may take beside the interpreter, in bytes or as ``"512MiB"``; 256 MiB by default.
 
     Returns:
         A `Report` of what was counted while writing.
@@ -136,9 +141,12 @@ def prune(
         return prune_calibrated(target, request, calibration, solve, include, ignore, roles)
     with torch.no_grad():
         check_out(target, out, overwrite)
-        store = store_of(target, roles)
-        made = make_plan(store, informed(request, statistics, store), include, ignore)
-        return carry_out(made, store, out, overwrite, target)
+        store = store_of(target, roles, memory)
+        request = informed(request, statistics, store)
+        if out is not None:
+            asked = {**request.asked(), "include": globs(include), "ignore": globs(ignore), "roles": dict(roles or {})}
+            return files_carried_out(store, out, asked, lambda: make_plan(store, request, include, ignore), overwrite, resume)
+        return carry_out(make_plan(store, request, include, ignore), store, target)
 
 
 def plan(
@@ -195,6 +203,8 @@ def apply(
     roles: Mapping[str, str] | None = None,
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    memory: int | str | None = None,
 ) -> Report:
     """Carries out a plan, or writes zeros where masks are ``False``.
 
@@ -204,7 +214,7 @@ def apply(
     Args:
         plan_or_masks: a `Plan`; or a dict of bool tensors, ``True`` = keep, by name and of the tensors' shapes.
         target: as for `prune`.
-        roles, out, overwrite: as for `prune`.
+        roles, out, overwrite, resume, memory: as for `prune`.
 
     Returns:
         A `Report` of what was counted while writing.
@@ -221,10 +231,16 @@ def apply(
     """
     with torch.no_grad():
         check_out(target, out, overwrite)
-        store = store_of(target, roles)
+        store = store_of(target, roles, memory)
         made = plan_or_masks if isinstance(plan_or_masks, Plan) else plan_of_masks(plan_or_masks, store)
-        refuse_other(made, store)
-        return carry_out(made, store, out, overwrite, target)
+
+        def checked() -> Plan:
+            refuse_other(made, store)
+            return made
+
+        if out is not None:
+            return files_carried_out(store, out, {"plan": made.digest()}, checked, overwrite, resume)
+        return carry_out(checked(), store, target)
 
 
 def inspect(

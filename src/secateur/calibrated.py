@@ -234,7 +234,7 @@ class _Job:
             masks = {r.name: keep_mask(made, self._part(r.spec)) for r in made.chosen}
             return [self._solve(self.solver, s, statistics[s.name], masks[s.name]) for s in specs]
         self._keep([s.name for s in specs] + [m.name for r in made.chosen for m in r.followers])
-        report = carry_out(made, self.store, None, False, self.model)
+        report = carry_out(made, self.store, self.model)
         self.said += [w for w in report.warnings if w not in made.warnings]
         self.rows |= {r.name: r for r in report.rows}
         each = (time.perf_counter() - began) / max(1, len(specs))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path as FilePath
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +37,40 @@ Path = str | PathLike[str]
 Target = nn.Module | Mapping[str, Tensor] | Tensor | Path
 
 
-def store_of(target: Target, roles: Mapping[str, str] | None) -> Store:
-    """The store of a target."""
+def store_of(target: Target, roles: Mapping[str, str] | None, memory: int | str | None = None) -> Store:
+    """The store of a target; ``memory`` is what a worker may take to read files."""
     if isinstance(target, str | PathLike):
-        from secateur.stores.checkpoint import CheckpointStore
+        from secateur.stores.checkpoint import MEMORY, CheckpointStore
 
-        return CheckpointStore(target, roles=roles)
+        return CheckpointStore(target, roles=roles, memory=MEMORY if memory is None else bytes_of(memory))
+    if memory is not None:
+        raise BadInput(f"memory= is of a path, which is read in pieces; a {type(target).__name__} is in memory.")
     return MemoryStore(target, roles=roles)
+
+
+def bytes_of(memory: int | str) -> int:
+    """A number of bytes, or one with a unit.
+
+    >>> bytes_of("512MiB"), bytes_of("2 GB"), bytes_of(1 << 30)
+    (536870912, 2000000000, 1073741824)
+    """
+    found = re.fullmatch(r"\s*(\d+)\s*(?:([kmgt])(i?)b)?\s*", str(memory), re.IGNORECASE)
+    if isinstance(memory, bool) or found is None:
+        raise BadInput(f'memory is a number of bytes, or one with a unit such as "512MiB" or "2GB"; got {memory!r}.')
+    base = 1024 if found[3] else 1000
+    return int(found[1]) * base ** (1 + "kmgt".index(found[2].lower()) if found[2] else 0)
+
+
+def files_carried_out(
+    store: Store, out: Path, asked: Mapping[str, object], make: Callable[[], Plan], overwrite: bool, resume: bool
+) -> Report:
+    """Carries out on files the plan that ``make`` makes, or that an interrupted run made; see `secateur.carry_files`."""
+    from secateur.carry_files import Way, carry_out_files, report_of
+    from secateur.stores.checkpoint import CheckpointStore
+
+    assert isinstance(store, CheckpointStore)
+    made, counted = carry_out_files(store, FilePath(out), asked, make, Way(overwrite, resume))
+    return report_of(store, made, counted, FilePath(out))
 
 
 def check_out(target: Target, out: Path | None, overwrite: bool) -> None:
@@ -71,7 +100,7 @@ def make_plan(store: Store, request: Request, include: Globs, ignore: Globs, *, 
     return made
 
 
-def carry_out(made: Plan, store: Store, out: Path | None, overwrite: bool, target: Target) -> Report:
+def carry_out(made: Plan, store: Store, target: Target) -> Report:
     """Writes what a plan says, and reports what was counted while writing. Warns before anything is written."""
     noted = (*made.warnings, *_norm_warnings(made, store, target))
     specs = {s.name: s for s in store.specs()}
@@ -79,19 +108,14 @@ def carry_out(made: Plan, store: Store, out: Path | None, overwrite: bool, targe
     def part_of(name: str) -> list[Part]:
         return list(store.parts(specs[name], "whole"))
 
-    with store.staged(out, overwrite):
-        measured = write_rows(made, store.parts, store.sum, part_of, store.write)
-        for row in made.chosen:
-            if measured[row.name].zeros != row.prune:
-                raise SecateurError(
-                    f"wrote {measured[row.name].zeros} zeros to {row.name!r} where the plan says {row.prune}: a bug."
-                )
-        rest = {
-            r.name: r
-            for r in count_rows(
-                [replace(specs[r.name], skip=r.skip) for r in made.rows if r.name not in measured], store
+    measured = write_rows(made, store.parts, store.sum, part_of, store.write)
+    for row in made.chosen:
+        if measured[row.name].zeros != row.prune:
+            raise SecateurError(
+                f"wrote {measured[row.name].zeros} zeros to {row.name!r} where the plan says {row.prune}: a bug."
             )
-        }
+    others = [replace(specs[r.name], skip=r.skip) for r in made.rows if r.name not in measured]
+    rest = {r.name: r for r in count_rows(others, store)}
     canonical = {n: s.name for s in specs.values() for n in (s.name, *s.aliases)}
     leaders = {canonical[m.name]: r.name for r in made.chosen for m in r.followers}
     rows = [
@@ -100,11 +124,7 @@ def carry_out(made: Plan, store: Store, out: Path | None, overwrite: bool, targe
         else _following(rest[r.name], leaders.get(r.name), made)
         for r in made.rows
     ]
-    what = {
-        "sparsity": made.sparsity, "threshold": made.threshold, "criterion": made.criterion,
-        "allocation": made.allocation, "pattern": str(made.pattern),
-    }  # fmt: skip
-    return Report(tuple(rows), what, noted, None if out is None else str(out))
+    return Report(tuple(rows), made.asked(), noted)
 
 
 def _norm_warnings(made: Plan, store: Store, target: Target) -> list[str]:

@@ -33,7 +33,7 @@ from .patterns import NM, GroupPattern, Pattern, Row
 from .rows import Rows
 from .select import Cut, Keyed, Space, smallest
 from .source import Source
-from .types import Part, Parts, Spec
+from .types import Part, Spec
 from .units import UnitScorer, UnitTable, pieces_gone, smallest_units, units_gone, within
 
 
@@ -91,34 +91,25 @@ def settled(selector: Selector, source: Source, spec: Spec, cut: Cut) -> Taken:
     """What a given cut does to one tensor of single weights."""
     plain = source.alone and source.by_magnitude and source.nonfinite != "prune"
     found = fast.settle(spec, source.parts, cut) if plain else None
-    if found is None or found.largest >= FORMATS[spec.dtype].nonfinite:
-        return _measured(selector.gone(spec, cut), source, spec, cut, source.facts(spec).zeros)
-    return Taken(cut, found.pruned, found.zeros, found.threshold)
+    if found is not None and found.largest < FORMATS[spec.dtype].nonfinite:
+        return Taken(cut, found.pruned, found.zeros, found.threshold)
+    zeros = source.facts(spec).zeros
+    if not source.by_magnitude or source.nonfinite != "error":
+        return _measured(selector.gone(spec, cut), source, spec, cut, zeros)
+    meter = Meter(spec.dtype)
+    meter.count(*source.profile(spec).settle(cut))
+    m = meter.total(source.reduce)
+    return Taken(cut, m.zeros, zeros, m.threshold)
 
 
 def _keyed(source: Source, spec: Spec, pool: torch.dtype, block: int = 1) -> Keyed:
-    """A tensor with its keys; `fast` counts digits of plain magnitudes of the pool's own dtype."""
+    """A tensor with its keys; its `Profile` counts digits of plain magnitudes of the pool's own dtype."""
     if not source.by_magnitude:
         return source.keyed(spec, block)
     keyed = keyed_magnitude(spec, source.parts, pool, source.nonfinite, block)
     if block > 1 or pool != spec.dtype or source.nonfinite == "prune":
         return keyed
-    return Keyed(spec, keyed.chunks, partial(_histogram, spec, source.parts), partial(_count_ties, spec, source.parts))
-
-
-def _histogram(spec: Spec, parts: Parts, shift: int, width: int, prefix: int | None) -> Tensor | None:
-    bins = [fast.histogram(p, shift, width, prefix) for p in parts(spec, "chunk")]
-    return (
-        sum((b for b in bins if b is not None), torch.zeros(1 << width, dtype=torch.int64))
-        if None not in bins
-        else None
-    )
-
-
-def _count_ties(spec: Spec, parts: Parts, key: int) -> tuple[int, int] | None:
-    found = [fast.count_ties(p, key) for p in parts(spec, "chunk")]
-    counted = [f for f in found if f is not None]
-    return (sum(b for b, _ in counted), sum(t for _, t in counted)) if len(counted) == len(found) else None
+    return Keyed(spec, keyed.chunks, source.profile(spec).histogram, source.profile(spec).count)
 
 
 @dataclass(frozen=True)
@@ -224,14 +215,23 @@ class Groups:
         s = self.source
         assert isinstance(self.pattern, NM)
         cut = full_cut(self.pattern.grouping(spec), self._space(spec))
-        if s.alone and s.by_magnitude and s.nonfinite == "error":
-            found = [fast.groups(p, self.pattern, write=False) for p in s.parts(spec, "whole")]
-            if len(found) == 1 and found[0] is not None:
-                after, before, threshold, top = found[0]
-                if top >= FORMATS[spec.dtype].nonfinite:
-                    s.facts(spec)
-                return Taken(cut, after, before, threshold)
+        if s.alone and s.by_magnitude and s.nonfinite == "error" and (taken := self._full_fast(spec, cut)) is not None:
+            return taken
         return _measured(self.gone(spec, cut), s, spec, cut, s.facts(spec).zeros)
+
+    def _full_fast(self, spec: Spec, cut: Cut) -> Taken | None:
+        assert isinstance(self.pattern, NM)
+        meter, zeros, largest = Meter(spec.dtype), 0, 0
+        for part in self.source.parts(spec, self.pattern.grouping(spec).run):
+            found = fast.groups(part, self.pattern, write=False)
+            if found is None:
+                return None
+            meter.count(found[0], found[2])
+            zeros, largest = zeros + found[1], max(largest, found[3])
+        if largest >= FORMATS[spec.dtype].nonfinite:
+            self.source.facts(spec)  # refuses
+        m = meter.total(self.source.reduce)
+        return Taken(cut, m.zeros, zeros, m.threshold)
 
     def gone(self, spec: Spec, cut: Cut) -> Iterator[tuple[Part, Tensor]]:
         """See `Selector`."""
@@ -299,7 +299,7 @@ class Units:
             self.source.facts(spec)
             s = self.source
             scorer = UnitScorer(
-                self.pattern, s.criterion, s.nonfinite, s.parts, s.reduce, partial(s.scored, align="unit")
+                self.pattern, s.criterion, s.nonfinite, s.parts, s.reduce, s.scored
             )
             self._tables[spec.name] = scorer.table(spec)
         return self._tables[spec.name]

@@ -44,7 +44,7 @@ class Facts:
 
 def chunks_of(spec: Spec, parts: Parts, block: int = 1, align: Align = "chunk") -> Iterator[Part]:
     """All parts of one tensor in flat chunks of bounded size, none of which cuts a run of ``block`` elements."""
-    for part in parts(spec, align if block == 1 else "unit"):
+    for part in parts(spec, align if block == 1 else block):
         yield from part.chunks(_size(block))
 
 
@@ -236,11 +236,15 @@ class Meter:
         """Counts a piece: ``values`` and where they go, of one shape."""
         keys = magnitude_key(values)
         out = gone | (keys == 0)
-        self._zeros += int(out.sum())
         beyond = FORMATS[self._dtype].nonfinite
         low = int(torch.where(out, beyond, keys).min()) if keys.numel() else beyond
-        if low < beyond:
-            self._smallest = low if self._smallest is None else min(low, self._smallest)
+        self.count(int(out.sum()), low)
+
+    def count(self, zeros: int, smallest: int | None) -> None:
+        """Counts a piece of which is known how many weights are zero or go, and the smallest key that survives, if any."""
+        self._zeros += zeros
+        if smallest is not None and smallest < FORMATS[self._dtype].nonfinite:
+            self._smallest = smallest if self._smallest is None else min(smallest, self._smallest)
 
     def total(self, reduce: Reduce) -> Measured:
         """The counts over all workers."""

@@ -51,8 +51,8 @@ def finite(key: int, dtype: torch.dtype) -> float | None:
 
 
 def whole(spec: Spec, parts: Parts) -> Tensor | None:
-    """A tensor that is in memory in one contiguous piece."""
-    found = list(parts(spec, "whole"))
+    """A tensor that is in memory anyway, in one contiguous piece."""
+    found = list(parts(spec, "resident"))
     return memory(found[0]) if len(found) == 1 and found[0].whole else None
 
 
@@ -70,8 +70,8 @@ def resident(specs: Sequence[Spec], parts: Parts) -> list[Tensor] | None:
     """Tensors that are in memory anyway, each in one contiguous piece; ``None`` if one is not."""
     flats = []
     for s in specs:
-        found = list(parts(s, "whole"))
-        flat = memory(found[0]) if len(found) == 1 and found[0].whole and found[0].resident else None
+        found = list(parts(s, "resident"))
+        flat = memory(found[0]) if len(found) == 1 and found[0].whole else None
         if flat is None:
             return None
         flats.append(flat)
@@ -103,13 +103,23 @@ def _picked(dtype: torch.dtype, pick: native.Pick) -> Picked:
     return Picked(Cut(key, index), pruned, zeros, finite(least, dtype), top)
 
 
-def count_ties(part: Part, key: int) -> tuple[int, int] | None:
-    """How many magnitude keys (``key`` >= 1) of a part are smaller, and how many equal."""
-    flat = memory(part)
+def lost(part: Part, cut: Cut) -> tuple[int, int | None, int] | None:
+    """What a cut takes of a contiguous piece of a tensor: (zeros afterwards, smallest key that survives, if any, largest key)."""
+    flat = memory(part) if isinstance(part.start, int) else None
     if flat is None:
         return None
-    below = native.count(flat, key, 0)[0]
-    return below, native.count(flat, key + 1, 0)[0] - below
+    pruned, _, low, top = native.count(flat, *_within(part, cut))
+    return pruned, _survivor(low, part), top
+
+
+def _within(part: Part, cut: Cut) -> tuple[int, int]:
+    """A cut's key, and its index inside a contiguous piece."""
+    assert isinstance(part.start, int)
+    return cut.key, max(0, cut.index - part.start)
+
+
+def _survivor(key: int, part: Part) -> int | None:
+    return key if key >> FORMATS[part.spec.dtype].bits == 0 else None
 
 
 def settle(spec: Spec, parts: Parts, cut: Cut) -> Picked | None:
@@ -161,20 +171,22 @@ def keys_in(
     return native.keys_of_each(flats, [lo for lo, _ in windows], [hi for _, hi in windows], scale_exps)
 
 
-def fill(part: Part, cut: Cut) -> tuple[int, float | None] | None:
-    """Writes zeros where a whole tensor falls below the cut; (zeros, smallest survivor) counted while writing."""
-    flat = memory(part) if part.whole else None
-    if flat is None or cut.level is not None:
+def fill(part: Part, cut: Cut) -> tuple[int, int | None] | None:
+    """Writes zeros where a contiguous piece of a tensor falls below the cut; (zeros, smallest key that survives), counted while
+    writing."""
+    flat = memory(part) if isinstance(part.start, int) and cut.level is None else None
+    if flat is None:
         return None
-    zeros, low = native.fill(flat, cut.key, cut.index)
-    return zeros, finite(low, flat.dtype)
+    zeros, low = native.fill(flat, *_within(part, cut))
+    return zeros, _survivor(low, part)
 
 
-def groups(part: Part, pattern: NM, write: bool) -> tuple[int, int, float | None, int] | None:
-    """N:M at its full count: (zero afterwards, zero before, smallest survivor, largest key), written if asked."""
-    flat = memory(part) if part.whole else None
-    if flat is None or not flat.numel():
-        return None
+def groups(part: Part, pattern: NM, write: bool) -> tuple[int, int, int | None, int] | None:
+    """N:M at its full count, of a piece with whole groups: (zero afterwards, zero before, smallest key that survives, largest
+    key), written if asked."""
+    flat = memory(part) if isinstance(part.start, int) else None
     g = pattern.grouping(part.spec)
-    after, before, low, top = native.nm(flat, g.outer, g.groups, g.of, g.inner, g.most, write)
-    return after, before, finite(low, flat.dtype), top
+    if flat is None or not flat.numel() or flat.numel() % g.run:
+        return None
+    after, before, low, top = native.nm(flat, flat.numel() // g.run, 1, g.of, g.inner, g.most, write)
+    return after, before, _survivor(low, part), top

@@ -6,6 +6,7 @@ text. Only a plan whose criterion cannot be recomputed from the weights carries 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -139,6 +140,21 @@ class Plan:
     def prune(self) -> int:
         """How many chosen weights will be zero."""
         return sum(r.prune or 0 for r in self.chosen)
+
+    def asked(self) -> dict[str, Any]:
+        """What was asked, as a report says it."""
+        return {
+            "sparsity": self.sparsity, "threshold": self.threshold, "criterion": self.criterion,
+            "allocation": self.allocation, "pattern": str(self.pattern),
+        }  # fmt: skip
+
+    def digest(self) -> str:
+        """A hash of the plan and of the masks it carries."""
+        found = hashlib.sha256(self.to_json().encode())
+        for name in sorted(self.masks or {}):
+            assert self.masks is not None
+            found.update(name.encode() + self.masks[name].contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     def to_json(self) -> str:
         """The plan as JSON text, without masks; floats are written so that they read back bit for bit."""

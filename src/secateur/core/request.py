@@ -11,11 +11,11 @@ from secateur.errors import BadInput, NotDefined
 
 from .allocate import check_sparsity
 from .combine import Choice, why_refused
-from .criteria import Criterion, magnitude
+from .criteria import Criterion, describe, magnitude
 from .heads import UnitPattern
 from .patterns import NM, Pattern, Row
 from .saliency import is_wanda
-from .spelling import Allocation, allocation_of, criterion_of, pattern_of
+from .spelling import Allocation, allocation_of, criterion_of, describe_allocation, pattern_of
 
 NONFINITE = ("error", "keep", "prune")
 
@@ -80,6 +80,17 @@ class Request:
             # A norm belongs to magnitudes: squares lose the sign of other scores.
             p = replace(p, reduce="l2" if a != "global" and c is magnitude else "mean")
         return Request(sparsity, threshold, c, a, p, max_sparsity, min_keep, nonfinite)
+
+
+    def asked(self) -> dict[str, Any]:
+        """What is asked, in words and numbers."""
+        caps = dict(self.max_sparsity) if isinstance(self.max_sparsity, Mapping) else self.max_sparsity
+        return {
+            "sparsity": self.sparsity, "threshold": self.threshold, "criterion": describe(self.criterion),
+            "allocation": dict(self.allocation) if isinstance(self.allocation, Mapping) else describe_allocation(self.allocation),
+            "pattern": str(self.pattern), "reduce": getattr(self.pattern, "reduce", None), "max_sparsity": caps,
+            "min_keep": self.min_keep, "nonfinite": self.nonfinite,
+        }  # fmt: skip
 
 
 def _check_table(table: Mapping[str, float], what: str) -> None:

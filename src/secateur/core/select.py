@@ -98,7 +98,8 @@ def kth_key(tensors: Sequence[Keyed], count: int, space: Space, reduce: Reduce) 
         remaining -= before
         prefix = digit + (space.lowest >> shift) if prefix is None else (prefix << width) | digit
         # One pass that collects the few keys left, where more than one digit is missing.
-        if shift > 16 and reduce is identity and int(below[digit]) - before <= FEW:
+        few = reduce is identity and int(below[digit]) - before <= FEW
+        if shift > 16 and few and not all(t.histogram for t in tensors):
             return _kth_among(tensors, remaining, prefix, shift)
     assert prefix is not None
     return prefix

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from . import criteria as crit
@@ -24,6 +25,7 @@ from .elements import (
     survey,
 )
 from .keys import FORMATS, comparable
+from .profile import Budget, Profile
 from .select import Cut, Keyed, identity
 from .types import Align, Part, Parts, Reduce, Spec
 
@@ -41,6 +43,8 @@ class Source:
     nonfinite: str
     _scores: dict[str, Kept] = field(default_factory=dict)
     _keys: dict[str, Kept] = field(default_factory=dict)
+    _profiles: dict[str, Profile] = field(default_factory=dict)
+    _budget: Budget = field(default_factory=Budget)
     constant: list[str] = field(default_factory=list)
     """Names of tensors to whose weights the criterion gave one value; looked for where scores are kept."""
 
@@ -78,10 +82,20 @@ class Source:
         found = fast.settle(spec, self.parts, Cut(1, 0)) if self.alone else None
         if found is not None and found.largest < FORMATS[spec.dtype].nonfinite:
             return Facts(found.zeros, 0)
-        facts = survey(spec, self.parts, self.reduce)
+        if self.by_magnitude and self.nonfinite == "error":
+            own = self.profile(spec)
+            facts = Facts(*self.reduce(torch.tensor([own.zeros, own.nonfinite])).tolist())
+        else:
+            facts = survey(spec, self.parts, self.reduce)
         if facts.nonfinite and self.nonfinite == "error":
             refuse_nonfinite(spec, facts.nonfinite)
         return facts
+
+    def profile(self, spec: Spec) -> Profile:
+        """The magnitudes of the part of a tensor that this worker holds; counted once."""
+        if spec.name not in self._profiles:
+            self._profiles[spec.name] = Profile(spec, self.parts, self._budget)
+        return self._profiles[spec.name]
 
     def facts_each(self, specs: Sequence[Spec]) -> list[Facts]:
         """`facts` of many tensors, in one go where they are in memory."""

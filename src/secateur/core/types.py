@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Align = Literal["chunk", "unit", "whole"]
-"""What a part must not cut: nothing; a unit of the pattern (for N:M the whole contiguous run of memory that a group lies
-in, so that a group is never spread over two parts); or the tensor itself."""
+Align = Literal["chunk", "whole", "resident"] | int
+"""What a part must not cut: nothing; a run of so many elements (for N:M the contiguous run of memory that whole groups lie
+in); or the tensor itself. ``"resident"`` asks for whole tensors where they are in memory anyway, and for nothing elsewhere."""
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums an int64 tensor of counts over all workers; the identity where there is one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -21,7 +21,7 @@ from .keys import FORMATS
 from .patterns import NM, Channel, Row, Unstructured
 from .plan import Plan, gone, named_criterion, units_of
 from .plan import Row as PlanRow
-from .select import identity
+from .select import Cut, identity
 from .source import Source
 from .types import Align, Member, Part, Parts, Reduce, Spec
 from .units import units_gone
@@ -70,11 +70,7 @@ def _together(plan: Plan, parts: Parts, reduce: Reduce) -> dict[str, Measured]:
         return {}
     whole = []
     for row in plan.chosen:
-        part = _resident(row, parts)
-        if part is None:  # a store that reads its tensors: one that was asked for is enough in memory
-            break
-        if part.whole and fast.memory(part) is not None:
-            whole.append((row, part))
+        whole += [(row, p) for p in parts(row.spec, "resident") if p.whole and fast.memory(p) is not None]
     if not whole:
         return {}
     counted = fast.fill_each([p for _, p in whole], [row.cut for row, _ in whole if row.cut is not None])
@@ -85,11 +81,6 @@ def _together(plan: Plan, parts: Parts, reduce: Reduce) -> dict[str, Measured]:
     return {row.name: Measured(*c) for (row, _), c in zip(whole, counted, strict=True)}
 
 
-def _resident(row: PlanRow, parts: Parts) -> Part | None:
-    """The first part of a row's tensor, if it is in memory anyway; nothing of another store is held on to."""
-    return next((part if part.resident else None for part in parts(row.spec, "whole")), None)
-
-
 def _simple(plan: Plan) -> bool:
     """Whether the native routines know the plan's keys."""
     by_magnitude = plan.masks is None and plan.criterion == "magnitude" and plan.nonfinite != "prune"
@@ -97,15 +88,47 @@ def _simple(plan: Plan) -> bool:
 
 
 def _write_row(plan: Plan, row: PlanRow, parts: Parts, reduce: Reduce, part_of: PartsOf, write: Write) -> Measured:
-    whole = list(parts(row.spec, "whole"))
-    measured = _fast(plan, row, whole) if reduce is identity else None
+    held = list(parts(row.spec, "resident"))
+    measured = _fast(plan, row, held) if reduce is identity else None
     if measured is None:
         for member in row.followers:
             _follow(plan, row, member, parts, reduce, part_of(member.name), write)
-        measured = _piecewise(plan, row, whole, reduce)
-    for part in whole:
-        write(part)
-    return measured
+    if not held and reduce is identity:  # a store that reads its tensors
+        meter = Meter(row.spec.dtype)
+        for part in streamed(plan, row, parts, meter):
+            write(part)
+        return meter.total(reduce)
+    return measured or _piecewise(plan, row, held, reduce)
+
+
+def streamed(plan: Plan, row: PlanRow, parts: Parts, meter: Meter) -> Iterator[Part]:
+    """A tensor that this worker holds alone, in pieces and in order, with zeros written in; counted while writing."""
+    if _simple(plan) and not isinstance(plan.pattern, Row) and row.cut is not None:
+        run = plan.pattern.grouping(row.spec).run if isinstance(plan.pattern, NM) else 1
+        written = True
+        for part in parts(row.spec, run if run > 1 else "chunk"):
+            found = _filled(plan, row.cut, replace(part, spec=row.spec))
+            written = found is not None
+            if found is None:
+                break
+            meter.count(*found)
+            yield part
+        if written:
+            return
+    for part, which in gone(plan, row, parts):
+        meter.add(part.tensor, which)
+        zero_(part.tensor, which)
+        yield part
+
+
+def _filled(plan: Plan, cut: Cut, part: Part) -> tuple[int, int | None] | None:
+    """Elements and full N:M by magnitude, in contiguous memory: (zeros, smallest key that survives)."""
+    if not isinstance(plan.pattern, NM):
+        return fast.fill(part, cut)
+    if cut.level != plan.pattern.of - plan.pattern.keep:
+        return None
+    found = fast.groups(part, plan.pattern, write=True)
+    return (found[0], found[2]) if found else None
 
 
 def _piecewise(plan: Plan, row: PlanRow, whole: list[Part], reduce: Reduce) -> Measured:
@@ -129,43 +152,45 @@ def _only(part: Part, spec: Spec, align: Align) -> list[Part]:
 
 
 def _fast(plan: Plan, row: PlanRow, found: list[Part]) -> Measured | None:
-    """Elements and full N:M by magnitude, in contiguous memory."""
-    if len(found) != 1 or row.cut is None or not _simple(plan):
+    """Elements and full N:M by magnitude, of a tensor in contiguous memory."""
+    if len(found) != 1 or not found[0].whole or row.cut is None or not _simple(plan) or isinstance(plan.pattern, Row):
         return None
-    part = replace(found[0], spec=row.spec)
-    if isinstance(plan.pattern, Row):
+    filled = _filled(plan, row.cut, replace(found[0], spec=row.spec))
+    if filled is None:
         return None
-    if isinstance(plan.pattern, NM):
-        if row.cut.level != plan.pattern.of - plan.pattern.keep:
-            return None
-        done = fast.groups(part, plan.pattern, write=True)
-        result = Measured(done[0], done[2]) if done else None
-    else:
-        filled = fast.fill(part, row.cut)
-        result = Measured(*filled) if filled else None
-    if result is not None:
-        torch.autograd.graph.increment_version(found[0].tensor)
-    return result
+    torch.autograd.graph.increment_version(found[0].tensor)
+    meter = Meter(row.spec.dtype)
+    meter.count(*filled)
+    return meter.total(identity)
 
 
 def _follow(
     plan: Plan, row: PlanRow, member: Member, parts: Parts, reduce: Reduce, targets: list[Part], write: Write
 ) -> None:
     """Zeros the slices of a follower whose units go."""
-    assert isinstance(plan.pattern, Channel | Head)
-    which = _units(plan, plan.pattern, row, parts, reduce)
+    which = units_going(plan, row, parts, reduce)
     for part in targets:
-        if part.spec.dtype not in FORMATS or part.spec.numel != member.numel(len(which)):
-            raise PlanMismatch(
-                f"{part.spec} does not have one element for each of the {len(which)} channels or heads it goes with."
-            )
-        at = which[member.units(len(which))].to(part.tensor.device)[part.index()]
-        zero_(part.tensor, at)
+        follow(which, member, part)
         write(part)
 
 
-def _units(plan: Plan, pattern: Channel | Head, row: PlanRow, parts: Parts, reduce: Reduce) -> Tensor:
-    """Which of a row's units go; bool."""
+def follow(which: Tensor, member: Member, part: Part) -> None:
+    """Zeros, in a part of a tensor that goes with a row's channels or heads, what belongs to those that go.
+
+    Raises:
+        PlanMismatch: it does not have one element for each.
+    """
+    if part.spec.dtype not in FORMATS or part.spec.numel != member.numel(len(which)):
+        raise PlanMismatch(
+            f"{part.spec} does not have one element for each of the {len(which)} channels or heads it goes with."
+        )
+    zero_(part.tensor, which[member.units(len(which))].to(part.tensor.device)[part.index()])
+
+
+def units_going(plan: Plan, row: PlanRow, parts: Parts, reduce: Reduce = identity) -> Tensor:
+    """Which of a row's channels or heads go; bool."""
+    pattern = plan.pattern
+    assert isinstance(pattern, Channel | Head)
     if isinstance(pattern, Head):
         return units_of(row, pattern.grid(row.spec))
     grid = pattern.grid(row.spec)

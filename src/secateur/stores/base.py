@@ -28,7 +28,7 @@ class Store(Protocol):
         ...
 
     def parts(self, spec: Spec, align: Align) -> Iterable[Part]:
-        """The values of one tensor that this worker holds, in pieces that cut nothing ``align`` forbids."""
+        """The values of one tensor that this worker holds, in order, in pieces that cut nothing ``align`` forbids."""
         ...
 
     def sum(self, counts: Tensor) -> Tensor:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -17,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from secateur.errors import BadInput
+
+from . import disk
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -108,23 +109,30 @@ def read_raw(path: Path, stored: Stored) -> Tensor:
     Raises:
         BadInput: the file ends before them.
     """
-    with path.open("rb") as f:
-        f.seek(stored.start)
-        raw = np.empty(stored.stop - stored.start, dtype=np.uint8)
-        if f.readinto(raw.data) != len(raw):
-            raise BadInput(f"{path.name} ended inside a tensor; it was changed while it was read.")
+    raw = np.empty(stored.stop - stored.start, dtype=np.uint8)
+    with disk.opened(path) as fd:
+        read_whole(fd, path, memoryview(raw), stored.start)
     return (
         torch.from_numpy(raw) if len(raw) else torch.empty(0, dtype=torch.uint8, device="cpu")
     )  # numpy's has no stride
+
+
+def read_whole(fd: int, path: Path, room: memoryview, offset: int) -> None:
+    """Fills ``room`` from a place in an open file.
+
+    Raises:
+        BadInput: the file ends before.
+    """
+    if disk.read_at(fd, path, room, offset) != len(room):
+        raise BadInput(f"{path.name} ended inside a tensor; it was changed while it was read.")
 
 
 def checksum(path: Path, stored: Stored) -> int:
     """The CRC-32 of the bytes of one tensor, as far as the file has them."""
     left, crc = stored.stop - stored.start, 0
     buffer = memoryview(bytearray(min(left, 1 << 20)))
-    with path.open("rb") as f:
-        f.seek(stored.start)
-        while left and (got := f.readinto(buffer[:left])):
+    with disk.opened(path) as fd:
+        while left and (got := disk.read_at(fd, path, buffer[:left], stored.stop - left)):
             crc = zlib.crc32(buffer[:got], crc)
             left -= got
     return crc
@@ -241,11 +249,12 @@ OTHER_WEIGHTS = (
 OTHER_FOLDERS = ("onnx", "openvino")
 
 
-def carry_over(folder: Path, stage: Path, shards: set[str]) -> None:
+def carry_over(folder: Path, stage: Path, shards: set[str], left_out: Collection[str] = ()) -> None:
     """Copies a folder's files to a new folder: shards, their index, and what is not the same weights in another format.
 
     Other formats of the weights lie beside the shards, or in folders of their own; they would stay unpruned, so they are
     left out, and so are hidden files. All other sub-folders are carried whole. New files get the mode the umask asks for.
+    Files named in ``left_out`` are checked like the others, and not copied.
     """
     files = []
     for path in sorted(folder.iterdir()):
@@ -253,13 +262,12 @@ def carry_over(folder: Path, stage: Path, shards: set[str]) -> None:
         other = path.name.endswith((*OTHER_WEIGHTS, SUFFIX)) or path.name in OTHER_FOLDERS
         if path.name.startswith(".") or (other and not ours):
             continue
-        files += sorted(path.rglob("*")) if path.is_dir() and not path.is_symlink() else [path]
+        files += [path, *sorted(path.rglob("*"))] if path.is_dir() and not path.is_symlink() else [path]
     checked = [p if p.is_dir() and not p.is_symlink() else _inside(folder, p) for p in files]
-    stage.mkdir()
+    disk.make_folder(stage)
     for path in checked:
         copy = stage / path.relative_to(folder)
         if path.is_dir():
-            copy.mkdir(parents=True, exist_ok=True)
-        else:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+            disk.make_folder(copy)
+        elif path.name not in left_out:
+            disk.copy(path, copy)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import re
@@ -15,8 +14,10 @@ from pathlib import Path
 
 from secateur.errors import BadInput, OutputExists
 
+from . import disk
+
 _MARGIN = 1 << 20
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_STAGE = re.compile(r"\.(.+)\.partial-([0-9a-f]{8})-([1-9]\d{0,9})-[0-9a-f]{8}")
 
 
 @contextmanager
@@ -35,18 +36,27 @@ def staged(out: Path, overwrite: bool, need: int) -> Iterator[Path]:
         BadInput: the parent folder does not exist, or has too little room.
     """
     out = refuse_place(out, overwrite)
-    _remove_stale(out.parent.iterdir(), out.name)
-    free = shutil.disk_usage(out.parent).free
-    if free < need + _MARGIN:
-        raise BadInput(f"{out.parent} has {free} bytes free, and the result needs {need}.")
-    stage = out.parent / f".{out.name}.partial-{_home()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    remove_stale(out.parent.iterdir(), out.name)
+    refuse_full(out, need)
+    stage = stage_of(out)
     try:
         yield stage
         sync(stage)
-        _put_in_place(stage, out, overwrite)
-        _sync_one(out.parent)
+        put_in_place(stage, out, overwrite)
     finally:
-        _remove(stage)
+        disk.remove(stage)
+
+
+def stage_of(out: Path) -> Path:
+    """A path beside a result at which this process may build it; nobody else's."""
+    return out.parent / f".{out.name}.partial-{_home()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def refuse_full(out: Path, need: int) -> None:
+    """Raises `BadInput` where so many bytes do not fit beside a result."""
+    free = shutil.disk_usage(out.parent).free
+    if free < need + _MARGIN:
+        raise BadInput(f"{out.parent} has {free} bytes free, and the result needs {need}.")
 
 
 def refuse_result(source: Path, out: Path, overwrite: bool) -> Path:
@@ -109,18 +119,26 @@ def _home() -> str:
 
 def clear(folder: Path) -> None:
     """Removes what killed runs of this machine staged in a folder, for any output and however deep."""
-    _remove_stale(folder.rglob(".*.partial-*"))
+    remove_stale(folder.rglob(".*.partial-*"))
 
 
-def _remove_stale(paths: Iterable[Path], name: str | None = None) -> None:
-    """Removes stages, of one output or of all, of processes that are gone. One of another machine cannot be told from a
-    live one, and stays."""
-    ours = re.compile(rf"\.(.+)\.partial-{_home()}-([1-9]\d{{0,9}})-[0-9a-f]{{8}}")
+def remove_stale(paths: Iterable[Path], name: str | None = None) -> list[Path]:
+    """Removes stages, of one output or of all, of processes that are gone, and returns them. One of another machine cannot be
+    told from a live one, and stays."""
+    removed = []
     for path in list(paths):
-        found = ours.fullmatch(path.name)
-        if found and name in (None, found[1]) and _is_gone(int(found[2])):
+        found = _STAGE.fullmatch(path.name)
+        if found and name in (None, found[1]) and found[2] == _home() and _is_gone(int(found[3])):
             with suppress(OSError):  # another run may remove it at the same time
-                _remove(path)
+                disk.remove(path)
+                removed.append(path)
+    return removed
+
+
+def home_of(path: Path, name: str) -> str | None:
+    """Where the stage of an output of this name was made; ``None`` of anything else."""
+    found = _STAGE.fullmatch(path.name)
+    return found[2] if found and found[1] == name else None
 
 
 def _is_gone(pid: int) -> bool:
@@ -140,50 +158,29 @@ def sync(path: Path) -> None:
     if path.is_dir():
         for p in path.iterdir():
             sync(p)
-    _sync_one(path)
+    disk.sync_path(path)
 
 
-def _sync_one(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def put_in_place(stage: Path, out: Path, overwrite: bool) -> None:
+    """Puts a whole result where it belongs, in one step; what was there is at ``stage`` then, or gone.
 
-
-def _put_in_place(stage: Path, out: Path, overwrite: bool) -> None:
+    Raises:
+        OutputExists: something appeared there, and ``overwrite`` is false.
+    """
     if out.exists() or out.is_symlink():
         if not overwrite:
             raise OutputExists(f"{out} appeared while the result was made; it was left as it is.")
         if stage.is_file() and out.is_dir():
             raise BadInput(f"{out} is a folder, and the result is a file; choose another path.")
         if stage.is_file():
-            stage.replace(out)
+            disk.rename(stage, out)
         else:
-            _exchange(stage, out)
+            disk.exchange(stage, out)
     elif stage.is_dir():
-        stage.rename(out)
+        disk.rename(stage, out)
     else:
-        os.link(stage, out)  # unlike rename, this fails if a file appears at `out` just now
-
-
-def _exchange(a: Path, b: Path) -> None:
-    """Swaps two paths in one step, so that a whole result is at ``b`` at any moment."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    swap = getattr(libc, "renameat2", None)
-    if swap is not None and swap(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
-        return
-    aside = b.with_name(f".{b.name}.old-{uuid.uuid4().hex[:8]}")  # a filesystem without exchange: two steps
-    b.rename(aside)
-    a.rename(b)
-    _remove(aside)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif path.exists() or path.is_symlink():
-        path.unlink()
+        disk.link(stage, out)  # unlike rename, this fails if a file appears at `out` just now
+    disk.sync_path(out.parent)
 
 
 def readable_by_all(path: Path) -> None:
