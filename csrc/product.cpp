@@ -77,7 +77,7 @@ private:
             method_ = by_tile;
             inputs_.lay_out(kernels_, p_, values_.pairs);
         }
-        if (method_ == by_skip) inputs_.plan_turn(kernels_.lanes, p_.n > kernels_.lanes ? 2 : 1, p_.n, false);
+        if (method_ == by_skip) inputs_.plan_turn(kernels_, p_.n > kernels_.lanes ? 2 : 1, p_.n, false);
         if (spreads()) share_out();
     }
 
@@ -87,7 +87,7 @@ private:
         const uint64_t rest = p_.n % kernels_.lanes;
         panels_ = p_.n / kernels_.lanes + (rest > kernels_.lanes / 2 || p_.n < kernels_.lanes);
         in_panels_ = std::min(p_.n, panels_ * kernels_.lanes);
-        inputs_.plan_turn(kernels_.lanes, 1, in_panels_, true);
+        inputs_.plan_turn(kernels_, 1, in_panels_, true);
     }
 
     void rows(uint64_t first, uint64_t last) {

@@ -57,6 +57,8 @@ struct ProductKernels {
     void (*skip[2])(const uint16_t* columns, const float* values, uint64_t count, const void* x, int vectors, float* sums);
     // As panel of bf16 in pairs, with the pairs that are not both zero, of at most 64 rows. Or null.
     void (*skip_pairs)(const void* w, uint64_t rows, const void* x, uint64_t stride, uint64_t panels, uint64_t columns, float* sums);
+    // to[c * to_stride + r] = from[r * stride + c] of 16 rows of 16 elements of 32 bits. Or null.
+    void (*turn)(const uint32_t* from, uint64_t stride, uint32_t* to, uint64_t to_stride);
     // Columns of the set bits, ascending; returns how many.
     uint64_t (*list)(const uint8_t* bits, uint64_t columns, uint16_t* out);
 };

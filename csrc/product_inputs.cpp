@@ -107,9 +107,10 @@ bool Inputs::lay_out(const ProductKernels& kernels, const Product& p, bool narro
     return all;
 }
 
-void Inputs::plan_turn(uint64_t lanes, int vectors, uint64_t n, bool to_multiply) {
-    lanes_ = lanes;
+void Inputs::plan_turn(const ProductKernels& kernels, int vectors, uint64_t n, bool to_multiply) {
+    lanes_ = kernels.lanes;
     vectors_ = vectors;
+    square_ = kernels.turn;
     turned_ = n;
     columns_ = to_multiply ? stride_ * width_ / sizeof(uint32_t) : stride_;
     panels_ = panels_room_.of<char>(std::max<uint64_t>(1, panels(n) * panel_lanes() * stride_ * width_));
@@ -117,7 +118,17 @@ void Inputs::plan_turn(uint64_t lanes, int vectors, uint64_t n, bool to_multiply
 
 void Inputs::turn_piece(uint64_t i) const {
     if (width_ == 2 && columns_ == stride_) turn_as<uint16_t>(i);
+    else if (square_ && (i / (columns_ / turn_block) + 1) * panel_lanes() <= turned_) turn_squares(i);
     else turn_as<uint32_t>(i);
+}
+
+void Inputs::turn_squares(uint64_t piece) const {
+    const uint64_t wide = panel_lanes(), blocks = columns_ / turn_block, panel = piece / blocks, k = piece % blocks * turn_block;
+    const auto* from = reinterpret_cast<const uint32_t*>(rows_) + panel * wide * columns_ + k;
+    auto* to = reinterpret_cast<uint32_t*>(panels_) + (panel * columns_ + k) * wide;
+    for (uint64_t c = 0; c < turn_block; c += lanes_)
+        for (uint64_t lane = 0; lane < wide; lane += lanes_)
+            square_(from + lane * columns_ + c, columns_, to + c * wide + lane, wide);
 }
 
 template <class T>
@@ -126,10 +137,11 @@ void Inputs::turn_as(uint64_t piece) const {
     const uint64_t panel = piece / blocks, k = piece % blocks * turn_block;
     const auto* from = reinterpret_cast<const T*>(rows_);
     T* to = reinterpret_cast<T*>(panels_) + (panel * columns + k) * wide;
-    for (uint64_t lane = 0; lane < wide; ++lane) {
-        const uint64_t input = panel * wide + lane;
-        for (uint64_t c = 0; c < turn_block; ++c)
-            to[c * wide + lane] = input < n ? from[input * columns + k + c] : T{0};
+    const uint64_t held = std::min(wide, n - std::min(n, panel * wide));
+    const T* first = from + panel * wide * columns + k;
+    for (uint64_t c = 0; c < turn_block; ++c) {  // a line is written whole, since another thread may have had it
+        for (uint64_t lane = 0; lane < held; ++lane) to[c * wide + lane] = first[lane * columns + c];
+        for (uint64_t lane = held; lane < wide; ++lane) to[c * wide + lane] = T{0};
     }
 }
 

@@ -37,7 +37,7 @@ public:
 
     // To be turned, in pieces that any thread may do: panel i will hold inputs i * panel_lanes() …, (columns, panel_lanes()), in
     // the form that they have; `to_multiply`, in panels of one vector, of bf16 (columns / 2, lanes, 2).
-    void plan_turn(uint64_t lanes, int vectors, uint64_t n, bool to_multiply);
+    void plan_turn(const ProductKernels& kernels, int vectors, uint64_t n, bool to_multiply);
     uint64_t turn_pieces() const { return panels(turned_) * (columns_ / turn_block); }
     void turn_piece(uint64_t i) const;
 
@@ -57,12 +57,15 @@ private:
     template <class T>
     void turn_as(uint64_t piece) const;
 
+    void turn_squares(uint64_t piece) const;
+
     Room rows_room_, panels_room_;
     const char* rows_ = nullptr;
     char* panels_ = nullptr;
     uint64_t stride_ = 0, width_ = 0, lanes_ = 1;
     uint64_t turned_ = 0, columns_ = 0;  // inputs to be turned, and how many columns they have, or pairs
     int vectors_ = 1;
+    decltype(ProductKernels::turn) square_ = nullptr;
 };
 
 }  // namespace secateur

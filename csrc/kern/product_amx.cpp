@@ -66,5 +66,5 @@ void panel_amx(const void* weights, uint64_t rows, const void* inputs, uint64_t 
 
 const secateur::ProductKernels secateur::products_amx = {
     "amx", 16, 32, 4, 16, 5, {values_of<F32>(false), values_of<BF16Pairs>(true), values_of<F16>(false)},
-    {tile<Floats, 4>, tile<Pairs, 4>}, {nullptr, panel_amx}, {skip<Floats, Wide>, skip<Floats, Narrow>}, nullptr, list,
+    {tile<Floats, 4>, tile<Pairs, 4>}, {nullptr, panel_amx}, {skip<Floats, Wide>, skip<Floats, Narrow>}, nullptr, turn_square, list,
 };

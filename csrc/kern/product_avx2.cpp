@@ -134,5 +134,5 @@ constexpr secateur::ValueKernels values_of() {
 
 const secateur::ProductKernels secateur::products_avx2 = {
     "avx2", 8, 24, 3, 1, 0, {values_of<F32>(), values_of<BF16>(), values_of<F16>()},
-    {tile<Floats, 3>, nullptr}, {nullptr, nullptr}, {skip<Floats, Wide>, skip<Floats, Narrow>}, nullptr, list_scalar,
+    {tile<Floats, 3>, nullptr}, {nullptr, nullptr}, {skip<Floats, Wide>, skip<Floats, Narrow>}, nullptr, nullptr, list_scalar,
 };

@@ -140,6 +140,15 @@ inline void turn(__m512* a) {
     }
 }
 
+void turn_square(const uint32_t* from, uint64_t stride, uint32_t* to, uint64_t to_stride) {
+    __m512 a[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) a[r] = _mm512_loadu_ps(from + r * stride);
+    turn(a);
+#pragma GCC unroll 16
+    for (int c = 0; c < 16; ++c) _mm512_storeu_ps(to + c * to_stride, a[c]);
+}
+
 template <class S>
 void put(const float* sums, uint64_t stride, const void* bias, void* out, uint64_t out_stride) {
     auto* y = static_cast<typename S::Value*>(out);

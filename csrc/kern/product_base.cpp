@@ -118,5 +118,5 @@ constexpr secateur::ValueKernels values_of() {
 
 const secateur::ProductKernels secateur::products_base = {
     "base", 4, 24, 2, 1, 0, {values_of<Source<F32>>(), values_of<Source<BF16>>(), values_of<Source<F16>>()},
-    {tile<Floats, 2>, nullptr}, {nullptr, nullptr}, {skip<Floats, Wide>, skip<Floats, Narrow>}, nullptr, list_scalar,
+    {tile<Floats, 2>, nullptr}, {nullptr, nullptr}, {skip<Floats, Wide>, skip<Floats, Narrow>}, nullptr, nullptr, list_scalar,
 };

@@ -19,7 +19,7 @@ FEW = 16
 SKIP_BELOW = {"bitmask": (0.15, 0.22), "csr": (1.0, 1.0)}
 """The density below which only stored weights are multiplied, for few inputs and for more; above, the matrix is spread out,
 some rows at a time."""
-PAIRS_FROM = {"bitmask": 64, "csr": 256}
+PAIRS_FROM = {"bitmask": 64, "csr": 144}
 PAIRS = (0.07, 0.27)
 """Inputs from which, and densities between which, pairs of columns that are both zero are left out, where there are such kernels.
 With fewer weights skipping single ones is as fast, and with more hardly a pair is left out."""
