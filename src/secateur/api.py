@@ -17,7 +17,6 @@ from secateur.carry import (
     carry_out,
     check_out,
     count_rows,
-    files_carried_out,
     make_plan,
     plan_of_masks,
     refuse_other,
@@ -33,10 +32,11 @@ from secateur.core.saliency import Statistics
 from secateur.core.solve.asked import AnySolver
 from secateur.evaluate.calibrate import Calibration
 from secateur.evaluate.informed import defaults_of, informed, with_solver
+from secateur.files import Files
 from secateur.pretrained import prune_folder
 from secateur.report.report import Report
 from secateur.stores import torch_prune
-from secateur.stores.base import choose, globs
+from secateur.stores.base import choose
 
 Allocate = str | Mapping[str, float] | OWL | Callable[..., Mapping[str, int]]
 NonFinite = Literal["error", "keep", "prune"]
@@ -61,8 +61,7 @@ def prune(
     solver: str | AnySolver | None = None,
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
-    resume: bool = False,
-    memory: int | str | None = None,
+    files: Files | None = None,
 ) -> Report:
     r"""Prunes weights by magnitude, exactly: zeros written in place, or to the path ``out``.
 
@@ -104,8 +103,7 @@ def prune(
             `secateur.solvers`, or a function. Needs ``calibration``.
         out: path to write to, for a file or folder; must not exist unless ``overwrite``.
         overwrite: replace what is at ``out``.
-        resume: go on with what an interrupted run of the same request left beside ``out``; the result is the same.
-        memory: of a path: what a worker may take beside the interpreter, in bytes or as ``"512MiB"``; 256 MiB by default.
+        files: of a path: with how much memory, in how many processes, and whether to go on with an interrupted run; see `Files`.
 
     Returns:
         A `Report` of what was counted while writing.
@@ -140,12 +138,13 @@ def prune(
             return prune_folder(Path(target), request, calibration, solve, include, ignore, roles, out, overwrite)
         return prune_calibrated(target, request, calibration, solve, include, ignore, roles)
     with torch.no_grad():
-        check_out(target, out, overwrite)
-        store = store_of(target, roles, memory)
+        check_out(target, out, overwrite, files is not None and files.in_place)
+        store = store_of(target, roles, files)
         request = informed(request, statistics, store)
-        if out is not None:
-            asked = {**request.asked(), "include": globs(include), "ignore": globs(ignore), "roles": dict(roles or {})}
-            return files_carried_out(store, out, asked, lambda: make_plan(store, request, include, ignore), overwrite, resume)
+        if isinstance(target, str | PathLike):
+            from secateur.carry_files import prune_files
+
+            return prune_files(store, request, include, ignore, out, overwrite, files)
         return carry_out(make_plan(store, request, include, ignore), store, target)
 
 
@@ -164,12 +163,13 @@ def plan(
     nonfinite: NonFinite = "error",
     roles: Mapping[str, str] | None = None,
     statistics: Statistics | None = None,
+    files: Files | None = None,
 ) -> Plan:
     """What `prune` would do with the same arguments, as data; nothing is touched.
 
     Args:
         target, sparsity, threshold, criterion, allocation, pattern, include, ignore, max_sparsity, min_keep, nonfinite,
-            roles, statistics: as for `prune`; a path needs no ``out`` here.
+            roles, statistics, files: as for `prune`; a path needs no ``out`` here.
 
     Returns:
         A `Plan`: one row a tensor with its count, its cut and its threshold. Save it with `save_plan`, carry it out with
@@ -192,8 +192,13 @@ def plan(
         max_sparsity=max_sparsity, min_keep=min_keep, nonfinite=nonfinite, data=statistics is not None,
     )  # fmt: skip
     with torch.no_grad():
-        store = store_of(target, roles)
-        return make_plan(store, informed(request, statistics, store), include, ignore)
+        store = store_of(target, roles, files)
+        request = informed(request, statistics, store)
+        if isinstance(target, str | PathLike):
+            from secateur.carry_files import plan_files
+
+            return plan_files(store, request, include, ignore, files)
+        return make_plan(store, request, include, ignore)
 
 
 def apply(
@@ -203,8 +208,7 @@ def apply(
     roles: Mapping[str, str] | None = None,
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
-    resume: bool = False,
-    memory: int | str | None = None,
+    files: Files | None = None,
 ) -> Report:
     """Carries out a plan, or writes zeros where masks are ``False``.
 
@@ -214,7 +218,7 @@ def apply(
     Args:
         plan_or_masks: a `Plan`; or a dict of bool tensors, ``True`` = keep, by name and of the tensors' shapes.
         target: as for `prune`.
-        roles, out, overwrite, resume, memory: as for `prune`.
+        roles, out, overwrite, files: as for `prune`.
 
     Returns:
         A `Report` of what was counted while writing.
@@ -230,17 +234,15 @@ def apply(
         1
     """
     with torch.no_grad():
-        check_out(target, out, overwrite)
-        store = store_of(target, roles, memory)
+        check_out(target, out, overwrite, files is not None and files.in_place)
+        store = store_of(target, roles, files)
         made = plan_or_masks if isinstance(plan_or_masks, Plan) else plan_of_masks(plan_or_masks, store)
+        if isinstance(target, str | PathLike):
+            from secateur.carry_files import apply_files
 
-        def checked() -> Plan:
-            refuse_other(made, store)
-            return made
-
-        if out is not None:
-            return files_carried_out(store, out, {"plan": made.digest()}, checked, overwrite, resume)
-        return carry_out(checked(), store, target)
+            return apply_files(made, store, out, overwrite, files)
+        refuse_other(made, store)
+        return carry_out(made, store, target)
 
 
 def inspect(

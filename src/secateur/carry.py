@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path as FilePath
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +25,7 @@ from secateur.core.types import Part, Spec
 from secateur.core.write import count_row, write_rows
 from secateur.errors import BadInput, OutputExists, PlanMismatch, SecateurError, SecateurWarning
 from secateur.evaluate.norms import firing_norms
+from secateur.files import Files
 from secateur.report.report import Report, ReportRow
 from secateur.stores.base import Store, choose, matches
 from secateur.stores.followers import check_followers
@@ -37,43 +36,19 @@ Path = str | PathLike[str]
 Target = nn.Module | Mapping[str, Tensor] | Tensor | Path
 
 
-def store_of(target: Target, roles: Mapping[str, str] | None, memory: int | str | None = None) -> Store:
-    """The store of a target; ``memory`` is what a worker may take to read files."""
+def store_of(target: Target, roles: Mapping[str, str] | None, files: Files | None = None) -> Store:
+    """The store of a target."""
     if isinstance(target, str | PathLike):
-        from secateur.stores.checkpoint import MEMORY, CheckpointStore
+        from secateur.stores.checkpoint import CheckpointStore
 
-        return CheckpointStore(target, roles=roles, memory=MEMORY if memory is None else bytes_of(memory))
-    if memory is not None:
-        raise BadInput(f"memory= is of a path, which is read in pieces; a {type(target).__name__} is in memory.")
+        how = files or Files()
+        return CheckpointStore(target, roles=roles, memory=how.nbytes, ends=(how.first, how.last))
+    if files is not None:
+        raise BadInput(f"files= says how a path is worked on; a {type(target).__name__} is in memory.")
     return MemoryStore(target, roles=roles)
 
 
-def bytes_of(memory: int | str) -> int:
-    """A number of bytes, or one with a unit.
-
-    >>> bytes_of("512MiB"), bytes_of("2 GB"), bytes_of(1 << 30)
-    (536870912, 2000000000, 1073741824)
-    """
-    found = re.fullmatch(r"\s*(\d+)\s*(?:([kmgt])(i?)b)?\s*", str(memory), re.IGNORECASE)
-    if isinstance(memory, bool) or found is None:
-        raise BadInput(f'memory is a number of bytes, or one with a unit such as "512MiB" or "2GB"; got {memory!r}.')
-    base = 1024 if found[3] else 1000
-    return int(found[1]) * base ** (1 + "kmgt".index(found[2].lower()) if found[2] else 0)
-
-
-def files_carried_out(
-    store: Store, out: Path, asked: Mapping[str, object], make: Callable[[], Plan], overwrite: bool, resume: bool
-) -> Report:
-    """Carries out on files the plan that ``make`` makes, or that an interrupted run made; see `secateur.carry_files`."""
-    from secateur.carry_files import Way, carry_out_files, report_of
-    from secateur.stores.checkpoint import CheckpointStore
-
-    assert isinstance(store, CheckpointStore)
-    made, counted = carry_out_files(store, FilePath(out), asked, make, Way(overwrite, resume))
-    return report_of(store, made, counted, FilePath(out))
-
-
-def check_out(target: Target, out: Path | None, overwrite: bool) -> None:
+def check_out(target: Target, out: Path | None, overwrite: bool, in_place: bool = False) -> None:
     """A path is pruned to another path that is free, everything else in place."""
     is_path = isinstance(target, str | PathLike)
     if is_path and out is None:
@@ -85,7 +60,7 @@ def check_out(target: Target, out: Path | None, overwrite: bool) -> None:
             f"out= goes with a path; a {type(target).__name__} is pruned in place. Save it afterwards as you always do "
             "(save_pretrained, safetensors.torch.save_model)."
         )
-    if out is not None and os.path.lexists(out) and not overwrite:
+    if out is not None and os.path.lexists(out) and not (overwrite or in_place):
         raise OutputExists(f"{str(out)!r} is already there; choose another path, or say overwrite=True (--overwrite).")
 
 

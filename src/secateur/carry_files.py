@@ -1,169 +1,151 @@
-"""Carrying a plan out on files: each is rewritten on its own, by whoever there is to do it, and the result renamed when it is whole."""
+"""The verbs on files: a plan is made and carried out by whoever there is to do it, and the result renamed when it is whole."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import secateur
+import torch
+
+from secateur.carry import Globs, make_plan, refuse_other
+from secateur.carry_ranks import written_by_ranks
+from secateur.carry_stage import Carried, fill, kept_if_begun, manifest, refuse_changed
+from secateur.core.criteria import is_named
 from secateur.core.heads import Head
 from secateur.core.plan import Plan
-from secateur.errors import SecateurError, Stopped
+from secateur.core.request import Request
+from secateur.engines.on_ray import together_on_ray
+from secateur.engines.ranks import Ranks
+from secateur.engines.sums import Add, together
+from secateur.errors import NotDefined, SecateurWarning
+from secateur.files import Files
 from secateur.report.report import Report, ReportRow
+from secateur.stores.base import Store, globs
 from secateur.stores.checkpoint import CheckpointStore
 from secateur.stores.planfile import load_plan, save_plan
-from secateur.stores.rewrite import Counted, Done, read_back, rewrite
-from secateur.stores.safetensors_file import carry_over
-from secateur.stores.stage import MANIFEST, Stage, begun, left_by_another
+from secateur.stores.rewrite import Counted, read_back, rewrite
+from secateur.stores.stage import begun, left_by_another
 from secateur.stores.staging import staged
 
-Told = Callable[[int, int, str], None]
-"""Told how many files are done, of how many, and which was."""
+
+def prune_files(
+    store: Store, request: Request, include: Globs, ignore: Globs, out: Any, overwrite: bool, files: Files | None
+) -> Report:
+    """Prunes files to ``out``; see `secateur.prune`."""
+    assert isinstance(store, CheckpointStore)
+    asked = {**request.asked(), "include": globs(include), "ignore": globs(ignore), "roles": dict(store.roles or {})}
+    how = files or Files()
+    return _carry_out(store, Path(out), asked, lambda: plan_files(store, request, include, ignore, how), overwrite, how)
 
 
-@dataclass(frozen=True)
-class Way:
-    """How files are carried out.
+def apply_files(made: Plan, store: Store, out: Any, overwrite: bool, files: Files | None) -> Report:
+    """Carries a plan out on files; see `secateur.apply`."""
+    assert isinstance(store, CheckpointStore)
 
-    Attributes:
-        overwrite: whether something may be at the output already.
-        resume: whether to go on with what an interrupted run left.
-        stop: asked after each file whether to stop there, with what is done kept.
-        told: told of each file.
+    def checked() -> Plan:
+        refuse_other(made, store)
+        return made
+
+    return _carry_out(store, Path(out), {"plan": made.digest()}, checked, overwrite, files or Files())
+
+
+def plan_files(store: Store, request: Request, include: Globs, ignore: Globs, files: Files | None) -> Plan:
+    """The plan of a request over files, by whoever there is to count; see `secateur.plan`.
+
+    Raises:
+        NotDefined: a criterion that is a function of the user's, which other workers may not have.
     """
+    assert isinstance(store, CheckpointStore)
+    how = files or Files()
+    if how.engine == "serial" or (how.engine in ("processes", "ray") and how.workers == 1):
+        return make_plan(store, request, include, ignore, stacklevel=6)
+    if not is_named(request.criterion) or callable(request.allocation):
+        raise NotDefined("criteria and allocations that are functions run in one worker: leave engine= out.")
+    if how.engine == "torch":
+        ranks = Ranks()
+        own = CheckpointStore(
+            store.path, roles=store.roles, memory=store.memory, share=(ranks.rank, ranks.world), sum=ranks.sum
+        )
+        return make_plan(own, request, include, ignore, stacklevel=6)
+    there = partial(planned_there, store.path, store.roles, store.memory, request, include, ignore)
+    run = together if how.engine == "processes" else together_on_ray
+    made, noted = run(there, how.workers)
+    for text in noted:
+        warnings.warn(text, SecateurWarning, stacklevel=5)
+    return made
 
-    overwrite: bool = False
-    resume: bool = False
-    stop: Callable[[], bool] = lambda: False
-    told: Told = lambda done, total, file: None
+
+def planned_there(
+    path: Path, roles: Mapping[str, str] | None, memory: int, request: Request, include: Globs, ignore: Globs,
+    worker: int, workers: int, add: Add,
+) -> tuple[Plan, tuple[str, ...]]:  # fmt: skip
+    """The plan, made by one of several workers, each of which counts in its own files."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", SecateurWarning)
+        store = CheckpointStore(path, roles=roles, memory=memory, share=(worker, workers), sum=add)
+        made = make_plan(store, request, include, ignore)
+    return made, made.warnings
 
 
-def carry_out_files(
-    store: CheckpointStore, out: Path, asked: Mapping[str, Any], make: Callable[[], Plan], way: Way
-) -> tuple[Plan, Mapping[str, Counted]]:
+def _carry_out(
+    store: CheckpointStore, out: Path, asked: Mapping[str, Any], make: Callable[[], Plan], overwrite: bool, how: Files
+) -> Report:
     """Makes a plan, or takes the one an interrupted run made, and writes the result.
 
     Args:
         store: the source.
         out: where the result goes.
-        asked: what decides the plan, for `way.resume`.
+        asked: what decides the plan, for ``how.resume``.
         make: makes the plan.
-        way: how.
-
-    Returns:
-        The plan, and what was counted in each tensor while it was written.
+        overwrite: whether something may be there already.
+        how: by whom, and from where on.
 
     Raises:
-        Stopped: `way.stop` said so; what is done is kept.
         OutputExists, BadInput, SecateurError: see `secateur.stores.staging.staged` and `secateur.stores.rewrite`.
     """
-    target, before = store.refuse_out(out, way.overwrite), store.stamp()
-    if not store.path.is_dir():
-        made = make()
-        with staged(target, way.overwrite, store.nbytes) as path:
-            (file,) = store.files
-            done = rewrite(store, made, file, path)
-            read_back(store, done, path)
-            _refuse_changed(store, before)
-        return made, done.counted
+    if how.engine == "torch":
+        made, counted = written_by_ranks(store, out, asked, make, overwrite, how)
+    else:
+        target = store.refuse_out(out, overwrite, how.in_place)
+        write = _one_file if not store.path.is_dir() else _folder
+        made, counted = write(store, target, asked, make, overwrite or how.in_place, how)
+    return Report(report_rows(store, made, counted), made.asked(), made.warnings, str(out))
+
+
+def _one_file(
+    store: CheckpointStore, target: Path, asked: Mapping[str, Any], make: Callable[[], Plan], overwrite: bool, how: Files
+) -> Carried:
+    before, made = store.stamp(), make()
+    (file,) = store.files
+    how.progress(0, 1, file)
+    with staged(target, overwrite, store.nbytes) as path:
+        done = rewrite(store, made, file, path)
+        read_back(store, done, path)
+        refuse_changed(store, before)
+    how.progress(1, 1, file)
+    return made, done.counted
+
+
+def _folder(
+    store: CheckpointStore, target: Path, asked: Mapping[str, Any], make: Callable[[], Plan], overwrite: bool, how: Files
+) -> Carried:
+    before = store.stamp()
     whole = {"asked": dict(asked), "source": before}
-    found = left_by_another(target, whole) if way.resume else None
-    made = load_plan(found.plan) if found is not None and found.plan.is_file() else make()
-    stage = found or begun(target, whole, store.nbytes)
+    stage = left_by_another(target, whole) if how.resume else None
+    made = load_plan(stage.plan) if stage is not None and stage.plan.is_file() else make()
+    stage = stage or begun(target, whole, store.nbytes)
     with kept_if_begun(stage):
         if not stage.plan.is_file():
             save_plan(made, stage.plan)
-        _fill(store, made, stage, way)
-        _refuse_changed(store, before)
+        fill(store, made, stage, how)
+        refuse_changed(store, before)
         counted = {n: c for done in stage.done.values() for n, c in done.counted.items()}
-        stage.commit(manifest(store, made, stage.done, stage.result), way.overwrite)
+        stage.commit(manifest(store, made, stage.done, stage.result), overwrite)
     return made, counted
-
-
-@contextmanager
-def kept_if_begun(stage: Stage) -> Iterator[None]:
-    """On an error a stage goes, unless a file of it is done: then it stays, to be gone on with."""
-    try:
-        yield
-    except BaseException as e:
-        if not stage.done:
-            stage.remove()
-        elif not isinstance(e, Stopped):
-            e.add_note(f"{len(stage.done)} files are done; go on with them by resume (--resume).")
-        raise
-    finally:
-        stage.close()
-
-
-def _fill(store: CheckpointStore, made: Plan, stage: Stage, way: Way) -> None:
-    """Writes what is not there yet."""
-    files = list(store.files)
-    stage.carry(lambda folder: carry_over(store.path, folder, set(files), left_out=[*files, MANIFEST]))
-    left = [f for f in files if not _is_there(store, stage, f)]
-    total = len(files)
-    for done in _rewritten(store, made, stage.result, left):
-        stage.record(done)
-        way.told(len(stage.done), total, done.file)
-        if way.stop() and len(stage.done) < total:
-            raise Stopped(f"stopped after {len(stage.done)} of {total} files, which are kept: go on with --resume.")
-
-
-def _is_there(store: CheckpointStore, stage: Stage, file: str) -> bool:
-    """Whether a file that an interrupted run wrote is still as it was; what else is at its place goes."""
-    path = stage.result / file
-    if file in stage.done and path.is_file():
-        try:
-            read_back(store, stage.done[file], path)
-            return True
-        except SecateurError:
-            pass
-    stage.forget(file)
-    return False
-
-
-def _rewritten(store: CheckpointStore, made: Plan, result: Path, files: Sequence[str]) -> Iterator[Done]:
-    """Each file, written and read back: one is read back while the next is written."""
-    with ThreadPoolExecutor(1) as other:
-        waiting: Future[None] | None = None
-        last: Done | None = None
-        for file in files:
-            done = rewrite(store, made, file, result / file)
-            if waiting is not None and last is not None:
-                waiting.result()
-                yield last
-            waiting, last = other.submit(read_back, store, done, result / file), done
-        if waiting is not None and last is not None:
-            waiting.result()
-            yield last
-
-
-def _refuse_changed(store: CheckpointStore, before: Mapping[str, Any]) -> None:
-    if store.stamp() != before:
-        raise SecateurError(f"{store.path} changed while it was pruned; run it again.")
-
-
-def manifest(store: CheckpointStore, made: Plan, done: Mapping[str, Done], result: Path) -> dict[str, Any]:
-    """What is in a result, for `verify`: the same for the same result, whoever made it and when."""
-    counted = {n: c.zeros for d in done.values() for n, c in d.counted.items()}
-    others = [p for p in result.rglob("*") if p.is_file() and p.name not in done]
-    return {
-        "secateur_manifest": 1,
-        "secateur": secateur.__version__,
-        "asked": {**made.asked(), "nonfinite": made.nonfinite},
-        "pruned": {r.name: {"zeros": r.prune, "of": r.numel} for r in made.chosen},
-        "zeros": {n: counted[n] for n in sorted(counted)},
-        "files": {f: {"bytes": done[f].nbytes, "sha256": done[f].sha256} for f in sorted(done)},
-        "carried": {str(p.relative_to(result)): _sha256(p) for p in sorted(others)},
-    }  # fmt: skip
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def report_rows(store: CheckpointStore, made: Plan, counted: Mapping[str, Counted]) -> tuple[ReportRow, ...]:
@@ -184,8 +166,3 @@ def report_rows(store: CheckpointStore, made: Plan, counted: Mapping[str, Counte
         leader = leaders.get(r.name)
         rows.append(row if leader is None else replace(row, skip=f"goes with its layer's {units}", goes_with=leader))
     return tuple(rows)
-
-
-def report_of(store: CheckpointStore, made: Plan, counted: Mapping[str, Counted], out: Path) -> Report:
-    """The report of a result."""
-    return Report(report_rows(store, made, counted), made.asked(), made.warnings, str(out))

@@ -9,13 +9,12 @@
     │   ├── Infeasible                 caps and floors that leave too few weights to prune
     │   └── NotDefined                 two choices that have no meaning together (see docs/combinations.md)
     ├── PlanMismatch (ValueError)      a plan or masks made for other tensors than the ones at hand
-    ├── OutputExists (FileExistsError) an output path that is already there, without ``overwrite``
-    └── Stopped                        it was asked to stop between two files; what is done is kept
+    └── OutputExists (FileExistsError) an output path that is already there, without ``overwrite``
 
     SecateurWarning (UserWarning)      done as asked, but look: a layer left with nothing, a tensor left out
 
 ``BadInput`` and ``PlanMismatch`` are ``ValueError``s and ``OutputExists`` is a ``FileExistsError``, so code that knows
-nothing of secateur catches them as usual. All but ``Stopped`` are raised before anything is touched.
+nothing of secateur catches them as usual. All are raised before anything is touched.
 """
 
 from __future__ import annotations
@@ -51,10 +50,6 @@ class PlanMismatch(SecateurError, ValueError):
 
 class OutputExists(SecateurError, FileExistsError):
     """The output path is already there and ``overwrite`` was not asked for."""
-
-
-class Stopped(SecateurError):
-    """It was asked to stop, and did so between two files; what is done is kept, to be gone on with by ``resume``."""
 
 
 class SecateurWarning(UserWarning):

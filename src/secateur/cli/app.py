@@ -6,7 +6,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -20,16 +20,17 @@ from secateur.report.compare_text import renderables as comparison_renderables
 from secateur.report.tables import plan_renderables, renderables
 from secateur.report.words import printable
 
-from . import measuring, packing
+from . import checkpoints, measuring, packing
 from .output import show as _show
 from .pairs import caps_of, pairs_of
-from .pickled import loaded, save_over
+from .pickled import as_files
 from .progress import watched
+from .working import Engine, InPlace, Jobs, Memory, Resume, speaks, worked_on
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 an unexpected error; 2 the command cannot be read; 3 refused before anything was touched (bad input,
-a tensor that cannot be pruned, a filter that matches nothing); 4 the output is already there; 130 interrupted;
-143 terminated.
+a tensor that cannot be pruned, a filter that matches nothing); 4 the output is already there; 75 stopped by SIGTERM
+between two files, which --resume goes on with; 130 interrupted; 143 terminated.
 """
 
 app = typer.Typer(
@@ -51,11 +52,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value, such as train.epochs=3; repeatable.")]
 Quick = Annotated[bool, typer.Option("--quick", help="The recipe's quick form.")]
 Full = Annotated[bool, typer.Option("--full", help="The recipe's full form.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted, or has more seeds now.")]
+GoOn = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted, or has more seeds now.")]
 EngineName = Annotated[
     str | None, typer.Option("--engine", help="serial, processes, or ray; the results are the same.")
 ]
-Jobs = Annotated[int, typer.Option("--jobs", min=1, help="How many networks are trained at once.")]
+Networks = Annotated[int, typer.Option("--jobs", min=1, help="How many networks are trained at once.")]
 Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read a .bin or .pt file, with torch.load(weights_only=True).")
 ]
@@ -79,6 +80,12 @@ Pattern = Annotated[
     str | None,
     typer.Option(help='unstructured (default), row (default of wanda), "2:4", "4x4", channel, channel:in or head:12.'),
 ]
+Sparsity = Annotated[float | None, typer.Option(help="Fraction of the chosen weights to be zero, 0 <= s < 1.")]
+Threshold = Annotated[float | None, typer.Option(help="Instead: weights with |w| below this go.")]
+MinKeep = Annotated[int, typer.Option(help="Number of weights every tensor keeps at least.")]
+NonFinite = Annotated[str, typer.Option(help="NaN and Inf: error, keep or prune.")]
+First = Annotated[str | None, typer.Option(help="The first layer's weight, by name, for uniform_plus.")]
+Last = Annotated[str | None, typer.Option(help="The last layer's weight, by name, for uniform_plus.")]
 Caps = Annotated[
     list[str] | None, typer.Option(help="Cap on every tensor's sparsity, or GLOB=CAP for some; repeatable.")
 ]
@@ -101,8 +108,7 @@ def inspect_command(
     allow_pickle: Pickle = False,
 ) -> None:
     """Count zeros, tensor by tensor, and say which tensors prune would choose and why it skips the others."""
-    target = loaded(path, allow_pickle)
-    with watched(f"counting zeros in {path.name}"):
+    with as_files(path, allow_pickle) as target, watched(f"counting zeros in {path.name}"):
         report = secateur.inspect(target, include=include, ignore=ignore, roles=pairs_of(roles, "--roles") or None)
     _show(report.to_json() if json else list(renderables(report)))
 
@@ -111,10 +117,8 @@ def inspect_command(
 def prune_command(
     src: Source,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the result goes; must not exist.")] = None,
-    sparsity: Annotated[
-        float | None, typer.Option(help="Fraction of the chosen weights to be zero, 0 <= s < 1.")
-    ] = None,
-    threshold: Annotated[float | None, typer.Option(help="Instead: weights with |w| below this go.")] = None,
+    sparsity: Sparsity = None,
+    threshold: Threshold = None,
     criterion: Annotated[
         str,
         typer.Option(
@@ -131,11 +135,18 @@ def prune_command(
     include: Include = None,
     ignore: Ignore = None,
     max_sparsity: Caps = None,
-    min_keep: Annotated[int, typer.Option(help="Number of weights every tensor keeps at least.")] = 0,
+    min_keep: MinKeep = 0,
     roles: Roles = None,
-    nonfinite: Annotated[str, typer.Option(help="NaN and Inf: error, keep or prune.")] = "error",
+    nonfinite: NonFinite = "error",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")] = False,
+    in_place: InPlace = False,
+    resume: Resume = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
+    memory: Memory = None,
+    engine: Engine = None,
+    jobs: Jobs = 1,
+    first: First = None,
+    last: Last = None,
     json: AsJson = False,
     allow_pickle: Pickle = False,
 ) -> None:
@@ -145,7 +156,7 @@ def prune_command(
         "include": include, "ignore": ignore, "max_sparsity": caps_of(max_sparsity), "min_keep": min_keep,
         "nonfinite": nonfinite, "roles": pairs_of(roles, "--roles") or None,
     }  # fmt: skip
-    if out is None and not dry_run:
+    if out is None and not dry_run and not in_place:
         raise typer.BadParameter("say where the result goes with -o, or ask for the plan alone with --dry-run.")
     data = {"solver": solver, "samples": samples, "length": length, "seed": seed}
     if calibration:
@@ -156,19 +167,54 @@ def prune_command(
         return
     if odd := [name for name, value in data.items() if value is not None]:
         raise typer.BadParameter(f"--{odd[0]} needs --calibration TEXT.")
-    target = loaded(src, allow_pickle)
-    with watched(f"{'planning' if dry_run else 'pruning'} {src.name}"):
+    how = {"memory": memory, "resume": resume, "in_place": in_place, "first": first, "last": last}
+    with as_files(src, allow_pickle) as target, worked_on(engine, jobs, **how) as files:
         if dry_run:
-            plan = secateur.plan(target, sparsity, **wanted)
-        elif isinstance(target, Path):
-            report = secateur.prune(target, sparsity, out=out, overwrite=overwrite, **wanted)
+            plan = secateur.plan(target, sparsity, files=files, **wanted)
         else:
-            assert out is not None
-            report = save_over(target, out, overwrite, lambda: secateur.prune(target, sparsity, **wanted))
+            place = checkpoints.place_of(src, out, in_place)
+            report = secateur.prune(target, sparsity, out=place, overwrite=overwrite, files=files, **wanted)
+    if not speaks():
+        return
     if dry_run:
         _show(plan.to_json() if json else list(plan_renderables(plan)))
     else:
         _show(report.to_json() if json else list(renderables(report)))
+
+
+@app.command("plan", epilog=EXIT_CODES)
+def plan_command(
+    src: Source,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The plan, JSON; must not exist.")],
+    sparsity: Sparsity = None,
+    threshold: Threshold = None,
+    criterion: Annotated[str, typer.Option(help="magnitude; the control: random, or random(SEED).")] = "magnitude",
+    allocation: Allocation = None,
+    pattern: Pattern = None,
+    include: Include = None,
+    ignore: Ignore = None,
+    max_sparsity: Caps = None,
+    min_keep: MinKeep = 0,
+    roles: Roles = None,
+    nonfinite: NonFinite = "error",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the plan that is there.")] = False,
+    memory: Memory = None,
+    engine: Engine = None,
+    jobs: Jobs = 1,
+    first: First = None,
+    last: Last = None,
+    json: AsJson = False,
+) -> None:
+    """Write what prune would do as a small file, which apply carries out, here or on another machine."""
+    with worked_on(engine, jobs, memory=memory, first=first, last=last) as files:
+        made = secateur.plan(
+            src, sparsity, threshold=threshold, criterion=criterion, allocation=allocation, pattern=pattern, include=include,
+            ignore=ignore, max_sparsity=caps_of(max_sparsity), min_keep=min_keep, nonfinite=cast(Any, nonfinite),
+            roles=pairs_of(roles, "--roles") or None, files=files,
+        )  # fmt: skip
+    if speaks():
+        secateur.save_plan(made, out, overwrite=overwrite)
+        _show(made.to_json() if json else [*plan_renderables(made), Text(f"written to {out}")])
 
 
 def _prune_with_data(
@@ -191,10 +237,10 @@ def run_command(
     settings: Settings = None,
     quick: Quick = False,
     full: Full = False,
-    resume: Resume = False,
+    resume: GoOn = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print it; run nothing.")] = False,
     engine: EngineName = None,
-    jobs: Jobs = 1,
+    jobs: Networks = 1,
     json: AsJson = False,
 ) -> None:
     """Run a recipe: train, prune in several ways, compare."""
@@ -268,14 +314,14 @@ def compare_command(
     settings: Settings = None,
     quick: Quick = False,
     full: Full = False,
-    resume: Resume = False,
+    resume: GoOn = False,
     found: Annotated[bool, typer.Option("--found", help="Run nothing: compare the cells that are there.")] = False,
     baseline: Annotated[
         str | None, typer.Option(help="The method to beat; without it, the first whose name begins with magnitude.")
     ] = None,
     metric: Annotated[str | None, typer.Option(help="What to compare by; without it, the first metric.")] = None,
     engine: EngineName = None,
-    jobs: Jobs = 1,
+    jobs: Networks = 1,
     json: AsJson = False,
 ) -> None:
     """Run a recipe, and say where each method beats the baseline, by how much, and which rules were broken."""
@@ -306,6 +352,9 @@ def import_recipe_command(
         typer.echo(printable(note), err=True)
 
 
+app.command("apply", epilog=EXIT_CODES)(checkpoints.apply_command)
+app.command("verify", epilog=EXIT_CODES)(checkpoints.verify_command)
+app.command("clean", epilog=EXIT_CODES)(checkpoints.clean_command)
 app.command("pack", epilog=EXIT_CODES)(packing.pack_command)
 app.command("unpack", epilog=EXIT_CODES)(packing.unpack_command)
 app.command("bench", epilog=EXIT_CODES)(measuring.bench_command)
@@ -319,8 +368,9 @@ def _form(quick: bool, full: bool) -> str | None:
     return "quick" if quick else "full" if full else None
 
 
-def _refuse(message: str, code: int) -> NoReturn:
-    shown = "\n".join(printable(line) for line in message.splitlines())
+def _refuse(error: Exception, code: int) -> NoReturn:
+    lines = [*str(error).splitlines(), *getattr(error, "__notes__", ())]
+    shown = "\n".join(printable(line) for line in lines)
     text = Text.assemble(("error: ", "bold red"), shown)  # never as markup: names come from untrusted files
     Console(stderr=True, highlight=False, soft_wrap=True).print(text)
     raise SystemExit(code)
@@ -333,6 +383,6 @@ def run() -> None:
     try:
         app(prog_name="secateur")
     except OutputExists as e:
-        _refuse(str(e), 4)
+        _refuse(e, 4)
     except SecateurError as e:
-        _refuse(str(e), 3)
+        _refuse(e, 3)

@@ -17,7 +17,7 @@ from secateur.runtime.facts import PackedReport, PackedRow
 from secateur.runtime.files import save_packed, unpack_file
 
 from .output import show
-from .pickled import loaded
+from .pickled import as_files
 from .progress import watched
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes; must not exist.")]
@@ -38,8 +38,7 @@ def pack_command(
     ] = False,
 ) -> None:
     """Write a pruned checkpoint so that its zeros take next to no room; unpack gives every bit back."""
-    target = loaded(src, allow_pickle)
-    with watched(f"packing {src.name}"):
+    with as_files(src, allow_pickle) as target, watched(f"packing {src.name}"):
         report = save_packed(target, out, codec=codec, overwrite=overwrite)
     show(report.to_json() if json else list(renderables(report)))
 

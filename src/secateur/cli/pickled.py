@@ -2,37 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
 from secateur.errors import BadInput
-from secateur.report.report import Report
-from secateur.stores.safetensors_file import SUFFIX
-from secateur.stores.staging import readable_by_all, staged
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def loaded(path: Path, allow_pickle: bool) -> Path | dict[str, Tensor]:
-    """The path itself, or for a pickled checkpoint its tensors, if that is allowed.
+@contextmanager
+def as_files(path: Path, allow_pickle: bool) -> Iterator[Path]:
+    """The path itself, or for a pickled checkpoint a safetensors file of its tensors that is there inside the block.
+
+    The pickle is read by another process, with ``weights_only=True``: what goes wrong there goes wrong there.
 
     Raises:
         BadInput: a pickled checkpoint without ``--allow-pickle``, or one that holds more than tensors.
     """
     if path.suffix not in PICKLED or not path.is_file():
-        return path
+        yield path
+        return
     if not allow_pickle:
         raise BadInput(
             f"{path.name} is a pickled checkpoint, and a pickle can run code. If you trust it, say --allow-pickle (it is "
-            f"read with weights_only=True); the result is a {SUFFIX} file either way."
+            "read with weights_only=True); the result is a .safetensors file either way."
         )
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        made = Path(folder) / f"{path.stem}.safetensors"
+        done = subprocess.run(
+            [sys.executable, "-m", __spec__.name, str(path), str(made)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"the process that read it ended with {done.returncode}"]
+            raise BadInput(lines[-1] if done.returncode == REFUSED else f"{path.name} cannot be read: {lines[-1]}")
+        yield made
+
+
+REFUSED = 3
+
+
+def convert(path: Path, out: Path) -> None:
+    """Writes the tensors of a pickled checkpoint as a safetensors file; tied tensors under each of their names.
+
+    Raises:
+        BadInput: it holds more than tensors, or cannot be read without running code.
+    """
+    import torch
+    from safetensors.torch import save_file
+    from torch import Tensor
+
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except Exception as e:
         raise BadInput(
             f"{path.name} cannot be read with weights_only=True: {(str(e) or repr(e)).splitlines()[0]}"
@@ -44,19 +68,17 @@ def loaded(path: Path, allow_pickle: bool) -> Path | dict[str, Tensor]:
         raise BadInput(
             f"{path.name} does not hold a dict of tensors; load it yourself and pass the model to secateur.prune."
         )
-    return dict(found)
+    save_file({n: t.detach().contiguous().clone() for n, t in found.items()}, out, metadata={"format": "pt"})
 
 
-def save_over(tensors: Mapping[str, Tensor], out: Path, overwrite: bool, prune: Callable[[], Report]) -> Report:
-    """Prunes tensors in memory and writes them as a safetensors file, staged and renamed.
+def _can_be_mapped(path: Path) -> bool:
+    with path.open("rb") as f:
+        return f.read(4) == b"PK\x03\x04"
 
-    Tied tensors are written under each of their names: safetensors has no ties.
-    """
-    if out.suffix != SUFFIX:
-        raise BadInput(f"the output of a pickled checkpoint is a {SUFFIX} file; got {out.name!r}.")
-    need = sum(t.numel() * t.element_size() for t in tensors.values())
-    with staged(out, overwrite, need) as stage:
-        report = prune()
-        save_file({n: t.detach().contiguous().clone() for n, t in tensors.items()}, stage, metadata={"format": "pt"})
-        readable_by_all(stage)
-    return replace(report, out=str(out))
+
+if __name__ == "__main__":
+    try:
+        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    except BadInput as e:
+        print(str(e).replace("\n", " "), file=sys.stderr)
+        raise SystemExit(REFUSED) from None

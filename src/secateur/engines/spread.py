@@ -83,7 +83,7 @@ def _processes(
     function: Callable[[Job], Told[Result]], stages: Sequence[Sequence[Job]], workers: int
 ) -> Iterator[Told[Result]]:
     others = {*multiprocessing.active_children()}
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, ([*sys.path],))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin, ([*sys.path],))
     try:
         for jobs in stages:
             futures: list[Future[Told[Result]]] = [pool.submit(function, job) for job in jobs]
@@ -101,7 +101,7 @@ def _processes(
             child.terminate()
 
 
-def _begin(path: list[str]) -> None:
+def begin(path: list[str]) -> None:
     """Readies a worker: it finds the modules that this process finds, and does not outlive it."""
     sys.path[:] = path
     parent: Any = multiprocessing.parent_process()

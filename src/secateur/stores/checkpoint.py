@@ -28,12 +28,11 @@ from secateur.errors import BadInput, BadTensor, NothingChosen, SecateurError
 from . import checks, disk
 from .memory import MemoryStore
 from .safetensors_file import PACKED, Stored, carry_over, checksum, read_metadata, read_source, read_tensor, read_whole
-from .staging import refuse_result, staged
+from .staging import refuse_place, refuse_result, staged
 
 Raw = NDArray[np.uint8]
 MEMORY = 256 << 20
 """Bytes that a worker may take, by default."""
-LEAST_MEMORY = 32 << 20
 _SHARES = 32  # pieces of a tensor that fit into them: being read, pruned, hashed and written, and what is counted beside
 
 
@@ -43,12 +42,13 @@ class CheckpointStore:
     Args:
         path: a ``.safetensors`` file; or a folder with one, or with shards and their index.
         roles: glob to role, for tensors whose role or orientation their names do not tell.
-        memory: bytes that a worker may take beside the interpreter, at least `LEAST_MEMORY`.
+        memory: bytes that a worker may take beside the interpreter.
         share: where several workers share the files, this one's number, from 0, and how many there are.
         sum: sums counts over these workers.
+        ends: names of the first and the last layer's weights, where somebody wants to know.
 
     Raises:
-        BadInput: no such path, another format, files that do not agree with each other, or too little memory.
+        BadInput: no such path, another format, or files that do not agree with each other.
 
     Example:
         >>> import tempfile, torch
@@ -68,10 +68,9 @@ class CheckpointStore:
         memory: int = MEMORY,
         share: tuple[int, int] = (0, 1),
         sum: Reduce = identity,
+        ends: tuple[str | None, str | None] = (None, None),
     ) -> None:
-        if memory < LEAST_MEMORY:
-            raise BadInput(f"a worker takes at least {LEAST_MEMORY >> 20} MiB; memory is {memory} bytes.")
-        self.path, self.memory, self.sum = Path(path), memory, sum
+        self.path, self.roles, self.memory, self.sum, self.ends = Path(path), roles, memory, sum, ends
         self._folder, self._stored = read_source(self.path)
         self._own = set(shared_out(self.files, *share))
         self._room = Room(memory // _SHARES)
@@ -94,8 +93,16 @@ class CheckpointStore:
         self._stage: Path | None = None
 
     def specs(self) -> list[Spec]:
-        """Every tensor of a dtype that torch knows, sorted by name. A file does not record the order of layers."""
-        return [replace(s, order=None) for s in self._described.specs()]
+        """Every tensor of a dtype that torch knows, sorted by name. A file does not record the order of layers, and has one
+        only where both its ends were named."""
+        found = [replace(s, order=None) for s in self._described.specs()]
+        if None in self.ends:
+            return found
+        places = [next((i for i, s in enumerate(found) if e in (s.name, *s.aliases)), None) for e in self.ends]
+        if None in places:
+            raise BadInput(f"first and last are names of tensors; {self.path.name} has no {self.ends[places.index(None)]!r}.")
+        order = {places[0]: -1, places[1]: len(found)}
+        return [replace(s, order=order.get(i, i)) for i, s in enumerate(found)]
 
     def every(self) -> list[Spec]:
         """Every tensor whose values can be counted."""
@@ -153,12 +160,16 @@ class CheckpointStore:
             if s.skip is None and (why := checks.of_dtype(self._described.entry(s))):
                 raise BadTensor(f"cannot prune {s}: {why}.")
 
-    def refuse_out(self, out: str | os.PathLike[str], overwrite: bool) -> Path:
-        """The path of a result, refused where none can be put.
+    def refuse_out(self, out: str | os.PathLike[str], overwrite: bool, in_place: bool = False) -> Path:
+        """The path of a result, refused where none can be put; with ``in_place`` it is the source itself.
 
         Raises:
             OutputExists, BadInput: as `staged`.
         """
+        if in_place:
+            if Path(out).resolve() != self.path.resolve():
+                raise BadInput(f"in place, out is the source itself, {self.path}; got {out}.")
+            return refuse_place(Path(out), overwrite=True)
         return refuse_result(self.path, Path(out), overwrite)
 
     @contextmanager
