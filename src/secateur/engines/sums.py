@@ -97,7 +97,10 @@ def together(function: Callable[[int, int, Add], Result], workers: int) -> Resul
                     if worker in results:
                         continue
                     if tries == TRIES:
-                        raise SecateurError(f"a worker process was ended from outside {TRIES} times, for want of memory perhaps.")
+                        raise SecateurError(
+                            f"a worker process ended {TRIES} times before it had anything to say: for want of memory perhaps, or "
+                            "because this program calls it outside of `if __name__ == \"__main__\":`."
+                        )
                     start(worker, tries + 1)
                     continue
                 if kind == "raised":

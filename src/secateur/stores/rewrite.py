@@ -6,8 +6,9 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,21 +46,22 @@ class Done:
 
     Attributes:
         file: its name.
-        nbytes, sha256: of its contents.
+        nbytes, sha256, crc32: of its contents.
         counted: of each tensor whose values can be counted, by its canonical name.
     """
 
     file: str
     nbytes: int
     sha256: str
+    crc32: int
     counted: Mapping[str, Counted]
 
 
 class Digest:
-    """SHA-256 of what it is given, computed in a thread of its own."""
+    """SHA-256 and CRC-32 of what it is given, computed in a thread of its own."""
 
     def __init__(self) -> None:
-        self._sha, self.nbytes = hashlib.sha256(), 0
+        self._sha, self.crc, self.nbytes = hashlib.sha256(), 0, 0
         self._waiting: queue.Queue[memoryview | None] = queue.Queue(maxsize=4)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -70,7 +72,7 @@ class Digest:
         self._waiting.put(data)
 
     def hex(self) -> str:
-        """The hash of everything."""
+        """The SHA-256 of everything; `crc` is right then, too."""
         self._waiting.put(None)
         self._thread.join()
         return self._sha.hexdigest()
@@ -78,11 +80,12 @@ class Digest:
     def _work(self) -> None:
         while (data := self._waiting.get()) is not None:
             self._sha.update(data)
+            self.crc = zlib.crc32(data, self.crc)
             del data  # its memory can be used again
 
 
 def rewrite(store: CheckpointStore, plan: Plan, file: str, target: Path) -> Done:
-    """Writes one of a store's files to a new path, with the plan's zeros in it; on disk when this returns.
+    """Writes one of a store's files to a new path, with the plan's zeros in it; `read_back` forces it to disk.
 
     Raises:
         BadInput: the source is shorter than its header said.
@@ -95,7 +98,6 @@ def rewrite(store: CheckpointStore, plan: Plan, file: str, target: Path) -> Done
             for data in _contents(store, plan, file, counted):
                 disk.write_all(out, target, data)
                 digest.add(data)
-            disk.sync(out, target)
     finally:
         sha256 = digest.hex()
     for row in plan.chosen:
@@ -104,24 +106,23 @@ def rewrite(store: CheckpointStore, plan: Plan, file: str, target: Path) -> Done
                 f"wrote {counted[row.name].zeros} zeros to {row.name!r} where the plan says {row.prune}: the source changed "
                 "meanwhile, or this is a bug. Run it again."
             )
-    return Done(file, digest.nbytes, sha256, counted)
+    return Done(file, digest.nbytes, sha256, digest.crc, counted)
 
 
 def read_back(store: CheckpointStore, done: Done, target: Path) -> None:
-    """Compares a file that was written with what was meant to be in it.
+    """Forces a file that was written to disk, and compares it with what was meant to be in it.
 
     Raises:
         SecateurError: other bytes, or tensors of other names, shapes or dtypes than the source's.
     """
-    digest, room = Digest(), bytearray(min(done.nbytes, 8 << 20) or 1)
+    crc, at, room = 0, 0, memoryview(bytearray(1 << 20))
     with disk.opened(target) as fd:
-        at, got = 0, -1
-        while got:
-            room = bytearray(len(room))
-            got = disk.read_at(fd, target, memoryview(room), at)
-            digest.add(memoryview(room)[:got])
+        disk.sync(fd, target)
+        while got := disk.read_at(fd, target, room, at):
+            crc = zlib.crc32(room[:got], crc)
             at += got
-    if digest.hex() != done.sha256 or read_header(target) != store.files[done.file]:
+    found = {n: replace(s, file=done.file) for n, s in read_header(target).items()}
+    if (at, crc) != (done.nbytes, done.crc32) or found != store.files[done.file]:
         raise SecateurError(f"{target.name} does not read back as it was written; the disk or memory is at fault.")
 
 
@@ -198,6 +199,3 @@ def _raw(store: CheckpointStore, file: str, start: int, stop: int) -> Iterator[m
             read_whole(fd, path, memoryview(room), at)
             yield memoryview(room)
 
-
-Told = Callable[[int, int, str], None]
-"""Told how many files are done, of how many, and which comes next."""

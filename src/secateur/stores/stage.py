@@ -156,7 +156,7 @@ def _journal(path: Path) -> dict[str, Done]:
             try:
                 d = json.loads(line)
                 counted = {n: Counted(*c) for n, c in d["counted"].items()}
-                found[d["file"]] = Done(d["file"], d["nbytes"], d["sha256"], counted)
+                found[d["file"]] = Done(d["file"], d["nbytes"], d["sha256"], d["crc32"], counted)
             except (ValueError, TypeError, KeyError):
                 continue
     return found
