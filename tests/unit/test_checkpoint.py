@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import secateur
 from secateur.stores.base import Store
 from secateur.stores.checkpoint import CheckpointStore
+from secateur.stores.stage import MANIFEST
 from tests.unit.hub import WEIGHTS, header_of, hub_folder, one_file, state, tree, write_raw
 
 # ------------------------------------------------------------------------------------- what changes
@@ -68,6 +69,7 @@ def test_a_folder_keeps_everything_but_zeros(tmp_path: Path) -> None:
     report = secateur.prune(source, 0.5, out=out)
     assert tree(source) == before
     after = tree(out)
+    assert after.pop(MANIFEST)
     assert set(after) == set(before)
     changed = {n for n in after if after[n] != before[n]}
     assert changed == {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
@@ -168,7 +170,7 @@ def test_other_weights_are_not_carried_over(tmp_path: Path) -> None:
         (source / name).write_text("hidden")
     out = tmp_path / "out"
     secateur.prune(source, 0.5, out=out)
-    assert set(tree(out)) == set(tree(hub_folder(tmp_path / "clean")))
+    assert set(tree(out)) == {*tree(hub_folder(tmp_path / "clean")), MANIFEST}
 
 
 def test_other_parts_of_a_model_are_carried_over(tmp_path: Path) -> None:

@@ -117,10 +117,10 @@ def test_a_pickle_goes_to_a_safetensors_file_that_is_free(command: Run, tmp_path
     taken.write_text("mine")
     before = tree(tmp_path)
     for out, code, text in (
-        (tmp_path / "b.bin", 3, "the output of a pickled checkpoint is a .safetensors file; got 'b.bin'"),
-        (tmp_path / "b", 3, "is a .safetensors file; got 'b'"),
+        (tmp_path / "b.bin", 3, "out must be the name of a .safetensors file"),
+        (tmp_path / "b", 3, "out must be the name of a .safetensors file"),
         (taken, 4, "already there"),
-        (source, 3, ".safetensors file"),
+        (source, 4, "already there"),
     ):
         done = command("prune", source, "--sparsity", ".5", "-o", out, "--allow-pickle")
         assert (done.code, done.out) == (code, "")

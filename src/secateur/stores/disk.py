@@ -50,11 +50,27 @@ def read_at(fd: int, path: Path_, room: memoryview, offset: int) -> int:
     """Fills ``room`` from a place in a file; returns how many bytes there were."""
     done = 0
     while done < len(room):
-        got = _do("read", path, lambda: os.preadv(fd, [room[done:]], offset + done))
+        got = _do("read", path, lambda: _read(fd, room[done:], offset + done))
         if not got:
             break
         done += got
     return done
+
+
+def _read(fd: int, room: memoryview, offset: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [room], offset)
+    os.lseek(fd, offset, os.SEEK_SET)
+    data = os.read(fd, len(room))
+    room[: len(data)] = data
+    return len(data)
+
+
+def _write(fd: int, data: memoryview, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(fd, data, offset)
+    os.lseek(fd, offset, os.SEEK_SET)
+    return os.write(fd, data)
 
 
 def write_all(fd: int, path: Path_, data: memoryview) -> None:
@@ -67,7 +83,7 @@ def write_all(fd: int, path: Path_, data: memoryview) -> None:
 def write_at(fd: int, path: Path_, data: memoryview, offset: int) -> None:
     """Writes all of ``data`` at a place of a file."""
     while data:
-        wrote = _do("write", path, lambda: os.pwrite(fd, data, offset))
+        wrote = _do("write", path, lambda: _write(fd, data, offset))
         data, offset = data[wrote:], offset + wrote
 
 

@@ -121,8 +121,8 @@ def read_back(store: CheckpointStore, done: Done, target: Path) -> None:
         while got := disk.read_at(fd, target, room, at):
             crc = zlib.crc32(room[:got], crc)
             at += got
-    found = {n: replace(s, file=done.file) for n, s in read_header(target).items()}
-    if (at, crc) != (done.nbytes, done.crc32) or found != store.files[done.file]:
+    same = (at, crc) == (done.nbytes, done.crc32)
+    if not same or {n: replace(s, file=done.file) for n, s in read_header(target).items()} != store.files[done.file]:
         raise SecateurError(f"{target.name} does not read back as it was written; the disk or memory is at fault.")
 
 

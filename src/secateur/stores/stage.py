@@ -7,7 +7,6 @@ with a manifest of what is in it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -19,10 +18,10 @@ from secateur.errors import BadInput
 
 from . import disk
 from .rewrite import Counted, Done
-from .staging import home_of, put_in_place, refuse_full, remove_stale, stage_of
+from .staging import JOURNAL, home_of, locked, put_in_place, refuse_full, remove_stale, stage_of
 
 RESULT, ASKED, PLAN = "result", "asked.json", "plan.json"
-JOURNAL, JOURNALS = "journal.0.jsonl", "journal.*.jsonl"  # one of each worker
+JOURNALS = "journal.*.jsonl"  # one of each worker
 MANIFEST = "pruning_manifest.json"
 
 
@@ -75,6 +74,7 @@ class Stage:
         Raises:
             OutputExists: something appeared there, and ``overwrite`` is false.
         """
+        disk.remove(self.result / MANIFEST)  # of a run that was killed just before it renamed
         disk.write_new(self.result / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         for folder in sorted({p for p in self.result.rglob("*") if p.is_dir()}, reverse=True):
             disk.sync_path(folder)
@@ -105,10 +105,17 @@ def begun(out: Path, asked: Mapping[str, Any], need: int) -> Stage:
     remove_stale(out.parent.iterdir(), out.name)
     refuse_full(out, need)
     path = stage_of(out)
-    disk.make_folder(path)
-    lock = _locked(path / JOURNAL)
-    assert lock is not None
-    disk.write_new(path / ASKED, json.dumps(asked, sort_keys=True))
+    lock = None
+    try:
+        disk.make_folder(path)
+        lock = locked(path / JOURNAL)
+        assert lock is not None
+        disk.write_new(path / ASKED, json.dumps(asked, sort_keys=True))
+    except BaseException:
+        if lock is not None:
+            os.close(lock)
+        disk.remove(path)
+        raise
     return Stage(out, path, lock)
 
 
@@ -121,7 +128,7 @@ def left_by_another(out: Path, asked: Mapping[str, Any]) -> Stage | None:
     for path in sorted(p for p in out.parent.iterdir() if home_of(p, out.name)):
         if not (path / ASKED).is_file():
             continue  # killed before anything was written
-        lock = _locked(path / JOURNAL)
+        lock = locked(path / JOURNAL)
         if lock is None:
             raise BadInput(f"another run is making {out} just now: wait for it, or choose another path.")
         if disk.read_text(path / ASKED) != json.dumps(asked, sort_keys=True):
@@ -132,17 +139,6 @@ def left_by_another(out: Path, asked: Mapping[str, Any]) -> Stage | None:
             )
         return Stage(out, path, lock, _journal(path))
     return None
-
-
-def _locked(journal: Path) -> int | None:
-    """A lock on a journal that lasts as long as this process, or ``None`` if another has it."""
-    fd = os.open(journal, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        return None
-    return fd
 
 
 def _journal(path: Path) -> dict[str, Done]:

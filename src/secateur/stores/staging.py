@@ -16,6 +16,13 @@ from secateur.errors import BadInput, OutputExists
 
 from . import disk
 
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing tells whether another process is at work on a stage
+    fcntl = None  # type: ignore[assignment]
+
+JOURNAL = "journal.0.jsonl"
+"""In a stage that can be gone on with: what is done. Whoever is at work on it holds a lock on this file."""
 _MARGIN = 1 << 20
 _STAGE = re.compile(r"\.(.+)\.partial-([0-9a-f]{8})-([1-9]\d{0,9})-[0-9a-f]{8}")
 
@@ -128,7 +135,7 @@ def remove_stale(paths: Iterable[Path], name: str | None = None) -> list[Path]:
     removed = []
     for path in list(paths):
         found = _STAGE.fullmatch(path.name)
-        if found and name in (None, found[1]) and found[2] == _home() and _is_gone(int(found[3])):
+        if found and name in (None, found[1]) and found[2] == _home() and (_is_gone(int(found[3])) or _is_left(path)):
             with suppress(OSError):  # another run may remove it at the same time
                 disk.remove(path)
                 removed.append(path)
@@ -139,6 +146,28 @@ def home_of(path: Path, name: str) -> str | None:
     """Where the stage of an output of this name was made; ``None`` of anything else."""
     found = _STAGE.fullmatch(path.name)
     return found[2] if found and found[1] == name else None
+
+
+def locked(journal: Path) -> int | None:
+    """A lock on a journal that lasts until it is closed or the process ends, or ``None`` if somebody has it."""
+    fd = os.open(journal, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        if fcntl is not None:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _is_left(stage: Path) -> bool:
+    """Whether nobody holds the journal of a stage that has one: its run ended, and left it to be gone on with."""
+    if not (stage / JOURNAL).is_file():
+        return False
+    lock = locked(stage / JOURNAL)
+    if lock is not None:
+        os.close(lock)
+    return lock is not None
 
 
 def _is_gone(pid: int) -> bool:
