@@ -32,6 +32,7 @@ from secateur.errors import (
 from secateur.evaluate.batchnorm import recalibrate_batchnorm
 from secateur.evaluate.calibrate import Calibration, calibrate
 from secateur.evaluate.flops import Flops, count_flops
+from secateur.files import Files
 from secateur.report.report import Report
 from secateur.runtime.modules import pack, unpack
 from secateur.stores.planfile import load_plan, save_plan
@@ -46,6 +47,7 @@ if typing.TYPE_CHECKING:
     from secateur.runtime.export import export
     from secateur.runtime.files import save_packed, unpack_file
     from secateur.runtime.load import from_packed, load_packed
+    from secateur.stores.verify import verify
 
 __version__ = "0.1.0"
 
@@ -59,6 +61,7 @@ _LATER = {
     "save_packed": "secateur.runtime.files",
     "sensitivity": "secateur.evaluate.sensitivity",
     "unpack_file": "secateur.runtime.files",
+    "verify": "secateur.stores.verify",
 }
 
 
@@ -81,6 +84,7 @@ __all__ = [
     "Block",
     "Calibration",
     "Channel",
+    "Files",
     "Flops",
     "Head",
     "Infeasible",
@@ -125,4 +129,5 @@ __all__ = [
     "solvers",
     "unpack",
     "unpack_file",
+    "verify",
 ]

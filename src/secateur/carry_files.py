@@ -21,7 +21,7 @@ from secateur.core.request import Request
 from secateur.engines.on_ray import together_on_ray
 from secateur.engines.ranks import Ranks
 from secateur.engines.sums import Add, together
-from secateur.errors import NotDefined, SecateurWarning
+from secateur.errors import NotDefined, PlanMismatch, SecateurWarning
 from secateur.files import Files
 from secateur.report.report import Report, ReportRow
 from secateur.stores.base import Store, globs
@@ -47,10 +47,29 @@ def apply_files(made: Plan, store: Store, out: Any, overwrite: bool, files: File
     assert isinstance(store, CheckpointStore)
 
     def checked() -> Plan:
+        _refuse_other_files(made, store)
         refuse_other(made, store)
         return made
 
     return _carry_out(store, Path(out), {"plan": made.digest()}, checked, overwrite, files or Files())
+
+
+def _refuse_other_files(made: Plan, store: CheckpointStore) -> None:
+    """Refuses files of the same names that are not those the plan was made of; others may be another cut of the same tensors."""
+    found = identified(store)
+    if made.source is None or set(made.source) != set(found):
+        return
+    for file, told in made.source.items():
+        if list(told) != found[file]:
+            raise PlanMismatch(
+                f"{file} is not the file that the plan was made of: it has {found[file][0]} bytes and a header with the sha256 "
+                f"{str(found[file][1])[:16]}…, and the plan says {told[0]} and {str(told[1])[:16]}…. Make a new plan."
+            )
+
+
+def identified(store: CheckpointStore) -> dict[str, list[int | str]]:
+    """What tells a store's files from others wherever they lie: bytes, and the hash of the header."""
+    return {file: [size, header] for file, (size, _, header) in store.stamp().items()}
 
 
 def plan_files(store: Store, request: Request, include: Globs, ignore: Globs, files: Files | None) -> Plan:
@@ -60,9 +79,13 @@ def plan_files(store: Store, request: Request, include: Globs, ignore: Globs, fi
         NotDefined: a criterion that is a function of the user's, which other workers may not have.
     """
     assert isinstance(store, CheckpointStore)
-    how = files or Files()
+    made = _planned(store, request, include, ignore, files or Files())
+    return replace(made, source=identified(store))
+
+
+def _planned(store: CheckpointStore, request: Request, include: Globs, ignore: Globs, how: Files) -> Plan:
     if how.engine == "serial" or (how.engine in ("processes", "ray") and how.workers == 1):
-        return make_plan(store, request, include, ignore, stacklevel=6)
+        return make_plan(store, request, include, ignore, stacklevel=7)
     if not is_named(request.criterion) or callable(request.allocation):
         raise NotDefined("criteria and allocations that are functions run in one worker: leave engine= out.")
     if how.engine == "torch":
@@ -70,12 +93,12 @@ def plan_files(store: Store, request: Request, include: Globs, ignore: Globs, fi
         own = CheckpointStore(
             store.path, roles=store.roles, memory=store.memory, share=(ranks.rank, ranks.world), sum=ranks.sum
         )
-        return make_plan(own, request, include, ignore, stacklevel=6)
+        return make_plan(own, request, include, ignore, stacklevel=7)
     there = partial(planned_there, store.path, store.roles, store.memory, request, include, ignore)
     run = together if how.engine == "processes" else together_on_ray
     made, noted = run(there, how.workers)
     for text in noted:
-        warnings.warn(text, SecateurWarning, stacklevel=5)
+        warnings.warn(text, SecateurWarning, stacklevel=6)
     return made
 
 
@@ -117,7 +140,12 @@ def _carry_out(
 
 
 def _one_file(
-    store: CheckpointStore, target: Path, asked: Mapping[str, Any], make: Callable[[], Plan], overwrite: bool, how: Files
+    store: CheckpointStore,
+    target: Path,
+    asked: Mapping[str, Any],
+    make: Callable[[], Plan],
+    overwrite: bool,
+    how: Files,
 ) -> Carried:
     before, made = store.stamp(), make()
     (file,) = store.files
@@ -131,7 +159,12 @@ def _one_file(
 
 
 def _folder(
-    store: CheckpointStore, target: Path, asked: Mapping[str, Any], make: Callable[[], Plan], overwrite: bool, how: Files
+    store: CheckpointStore,
+    target: Path,
+    asked: Mapping[str, Any],
+    make: Callable[[], Plan],
+    overwrite: bool,
+    how: Files,
 ) -> Carried:
     before = store.stamp()
     whole = {"asked": dict(asked), "source": before}

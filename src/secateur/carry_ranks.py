@@ -26,7 +26,9 @@ def written_by_ranks(
         NotDefined: a single file, which one rank would write alone.
     """
     if not store.path.is_dir():
-        raise NotDefined("ranks share the files of a folder; a single file is written by one worker: leave engine= out.")
+        raise NotDefined(
+            "ranks share the files of a folder; a single file is written by one worker: leave engine= out."
+        )
     ranks = Ranks()
     target = ranks.first(lambda: store.refuse_out(out, overwrite, how.in_place))
     before = ranks.first(store.stamp)
@@ -52,7 +54,9 @@ def written_by_ranks(
 
     path, left, _ = ranks.first(start)
     if stage is None:
-        return made, _counted(_fill(ranks, store, made, Stage(target, path, -1), left, how), ranks, None, lambda done: None)
+        return made, _counted(
+            _fill(ranks, store, made, Stage(target, path, -1), left, how), ranks, None, lambda done: None
+        )
     with kept_if_begun(stage):
         held = stage
 

@@ -11,7 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import secateur
 from secateur.core.plan import Plan
 from secateur.engines.spread import spread
 from secateur.errors import SecateurError
@@ -58,7 +57,7 @@ def fill(store: CheckpointStore, made: Plan, stage: Stage, how: Files) -> None:
     """Writes what is not there yet."""
     total, left = len(store.files), missing(store, stage)
     how.progress(len(stage.done), total, left[0] if left else "")
-    if how.engine == "serial":
+    if how.engine == "serial" or how.engine == "torch":
         written = _rewritten(store, made, stage.result, left)
     else:
         jobs = [Job(store.path, store.roles, store.memory, stage.plan, f, stage.result / f) for f in left]
@@ -129,7 +128,6 @@ def manifest(store: CheckpointStore, made: Plan, done: Mapping[str, Done], resul
     others = [p for p in result.rglob("*") if p.is_file() and p.name not in (*done, MANIFEST)]
     return {
         "secateur_manifest": 1,
-        "secateur": secateur.__version__,
         "asked": {**made.asked(), "nonfinite": made.nonfinite},
         "pruned": {r.name: {"zeros": r.prune, "of": r.numel} for r in made.chosen},
         "zeros": {n: counted[n] for n in sorted(counted)},

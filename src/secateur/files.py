@@ -27,8 +27,8 @@ class Files:
         memory: what each worker may take beside the interpreter, in bytes or as ``"512MiB"``.
         resume: go on with what an interrupted run of the same request left beside ``out``.
         in_place: ``out`` is the source itself: the result is made beside it, and takes its place when it is whole.
-        engine: ``"serial"``; ``"processes"`` on this machine; ``"torch"``, the ranks of a program that runs under ``torchrun`` and
-            calls this on each of them; ``"ray"``.
+        engine: ``"serial"``; ``"processes"`` on this machine; ``"torch"``, the ranks of a program that runs under ``torchrun``,
+            which all call this; ``"ray"``.
         workers: how many processes, or workers of Ray.
         first, last: names of the first and the last layer's weights, for allocation ``"uniform_plus"``: files do not tell.
         progress: called with how many files are done, of how many, and which; what it raises stops the run between two files.
@@ -52,7 +52,9 @@ class Files:
 
     def __post_init__(self) -> None:
         if self.nbytes < LEAST_MEMORY:
-            raise BadInput(f"a worker takes at least {LEAST_MEMORY >> 20}MiB beside the interpreter; memory is {self.memory!r}.")
+            raise BadInput(
+                f"a worker takes at least {LEAST_MEMORY >> 20}MiB beside the interpreter; memory is {self.memory!r}."
+            )
         if self.engine not in ENGINES:
             raise BadInput(f"engine is one of {', '.join(ENGINES)}; got {self.engine!r}.")
         if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
@@ -65,6 +67,8 @@ class Files:
         """`memory` in bytes."""
         found = re.fullmatch(r"\s*(\d+)\s*(?:([kmgt]?)(i?)b)?\s*", str(self.memory), re.IGNORECASE)
         if isinstance(self.memory, bool) or not isinstance(self.memory, int | str) or found is None:
-            raise BadInput(f'memory is a number of bytes, or one with a unit such as "512MiB" or "2GB"; got {self.memory!r}.')
+            raise BadInput(
+                f'memory is a number of bytes, or one with a unit such as "512MiB" or "2GB"; got {self.memory!r}.'
+            )
         power = " kmgt".index(found[2].lower()) if found[2] else 0
         return int(found[1]) * (1024 if found[3] else 1000) ** power

@@ -15,7 +15,7 @@ import pytest
 import secateur
 
 PUBLIC = [name for name in secateur.__all__ if not name.startswith("__")]
-MOST = 43  # beside the errors
+MOST = 45  # beside the errors
 
 Documented = type | Callable[..., Any]
 

@@ -19,6 +19,9 @@ LAYERS = {
     "": 2,  # secateur/__init__.py, the public names
     "api": 3,
     "pretrained": 3.4,  # the same on a folder that transformers loads
+    "carry_files": 3.4,  # the verbs on files
+    "carry_ranks": 3.5,
+    "carry_stage": 3.6,
     "calibrated": 3.5,  # pruning with data, block by block
     "carry": 4,  # what the verbs of the api share
     "report": 5,
@@ -30,6 +33,7 @@ LAYERS = {
     "core": 7,
     "native": 8,
     "_native": 9,  # the extension itself: native/ alone sees it, and knows what to do where it is missing
+    "files": 9,  # how files are worked on, as data
     "errors": 10,  # the one thing all may see
 }
 APART = {("train", "runtime"), ("runtime", "train")}

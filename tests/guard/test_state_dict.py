@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import secateur
 
-NO_MODEL = {"compare", "elementwise", "from_packed", "load_plan", "magnitude", "random", "save_plan", "unpack_file"}
+NO_MODEL = {"compare", "elementwise", "from_packed", "load_plan", "magnitude", "random", "save_plan", "unpack_file", "verify"}
 """Public functions that are never given a model."""
 
 

@@ -198,7 +198,7 @@ def test_an_interrupted_save_leaves_the_old_plan_or_the_new_one(new_masks: bool,
         (os, "link"),
         (Path, "write_bytes"),
         (Path, "write_text"),
-        (os, "rename"),
+        (Path, "replace"),
         (Path, "unlink"),
     ]
     for n in range(100):

@@ -21,8 +21,8 @@ import secateur
 from secateur.errors import BadInput, OutputExists, SecateurError
 from secateur.files import Files
 from secateur.stores import disk, staging
-from secateur.stores.stage import MANIFEST
 from secateur.stores.checkpoint import CheckpointStore
+from secateur.stores.stage import MANIFEST
 from tests.unit.hub import hub_folder, one_file, refused, tree
 
 # ---------------------------------------------------------------------------- where the result goes
@@ -108,7 +108,7 @@ def test_a_full_disk_is_seen_before(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 OPERATIONS = [
-    (os, "open"), (os, "fsync"), (os, "link"), (shutil, "copyfile"), (os, "rename"), (os, "mkdir"), (os, "write"),
+    (os, "open"), (os, "fsync"), (os, "link"), (shutil, "copyfile"), (Path, "replace"), (Path, "mkdir"), (os, "write"),
     (os, "pwrite"), (disk, "exchange"),
 ]  # fmt: skip
 

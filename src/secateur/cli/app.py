@@ -156,30 +156,27 @@ def prune_command(
         "include": include, "ignore": ignore, "max_sparsity": caps_of(max_sparsity), "min_keep": min_keep,
         "nonfinite": nonfinite, "roles": pairs_of(roles, "--roles") or None,
     }  # fmt: skip
-    if out is None and not dry_run and not in_place:
-        raise typer.BadParameter("say where the result goes with -o, or ask for the plan alone with --dry-run.")
     data = {"solver": solver, "samples": samples, "length": length, "seed": seed}
     if calibration:
-        if dry_run or allow_pickle:
-            raise typer.BadParameter(f"{'--dry-run' if dry_run else '--allow-pickle'} does not go with --calibration.")
-        assert out is not None
-        _prune_with_data(src, out, overwrite, calibration, data, sparsity, json, wanted)
+        odd = {"--dry-run": dry_run, "--allow-pickle": allow_pickle, "--in-place": in_place, "--resume": resume}
+        odd |= {"--engine": engine, "--memory": memory}
+        checkpoints.refuse_together("--calibration", odd)
+        place = checkpoints.place_of(src, out, in_place)
+        _prune_with_data(src, place, overwrite, calibration, data, sparsity, json, wanted)
         return
-    if odd := [name for name, value in data.items() if value is not None]:
-        raise typer.BadParameter(f"--{odd[0]} needs --calibration TEXT.")
+    if unused := [name for name, value in data.items() if value is not None]:
+        raise typer.BadParameter(f"--{unused[0]} needs --calibration TEXT.")
+    checkpoints.refuse_together("--allow-pickle", {"--in-place": allow_pickle and in_place})
+    target_place = None if dry_run else checkpoints.place_of(src, out, in_place)
     how = {"memory": memory, "resume": resume, "in_place": in_place, "first": first, "last": last}
     with as_files(src, allow_pickle) as target, worked_on(engine, jobs, **how) as files:
-        if dry_run:
-            plan = secateur.plan(target, sparsity, files=files, **wanted)
-        else:
-            place = checkpoints.place_of(src, out, in_place)
-            report = secateur.prune(target, sparsity, out=place, overwrite=overwrite, files=files, **wanted)
-    if not speaks():
-        return
-    if dry_run:
-        _show(plan.to_json() if json else list(plan_renderables(plan)))
-    else:
-        _show(report.to_json() if json else list(renderables(report)))
+        found: Any = (
+            secateur.plan(target, sparsity, files=files, **wanted)
+            if target_place is None
+            else secateur.prune(target, sparsity, out=target_place, overwrite=overwrite, files=files, **wanted)
+        )
+    if speaks():
+        _show(found.to_json() if json else list(plan_renderables(found) if dry_run else renderables(found)))
 
 
 @app.command("plan", epilog=EXIT_CODES)

@@ -44,7 +44,9 @@ def apply_command(
 def place_of(src: Path, out: Path | None, in_place: bool) -> Path:
     """Where a result goes."""
     if (out is None) != in_place:
-        raise typer.BadParameter("say where the result goes with -o, or --in-place to replace the source: one of the two.")
+        raise typer.BadParameter(
+            "say where the result goes with -o, or --in-place to replace the source: one of the two."
+        )
     return src if out is None else out
 
 
@@ -59,9 +61,17 @@ def verify_command(
         show(json_text.dumps(asdict(found), indent=1))
     elif not found.wrong:
         share = f", {found.pruned / found.of:.2%}" if found.of else ""
-        show([Text(f"{found.files} files are as they were written; {found.pruned:,} of {found.of:,} pruned weights zero{share}")])
+        show(
+            [
+                Text(
+                    f"{found.files} files are as they were written; {found.pruned:,} of {found.of:,} pruned weights zero{share}"
+                )
+            ]
+        )
     if found.wrong:
-        raise SecateurError(f"{path} is not as it was written: " + "; ".join(printable(w) for w in found.wrong[:8]) + ".")
+        raise SecateurError(
+            f"{path} is not as it was written: " + "; ".join(printable(w) for w in found.wrong[:8]) + "."
+        )
 
 
 def clean_command(

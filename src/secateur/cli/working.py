@@ -23,7 +23,9 @@ STOPPED = 75
 Memory = Annotated[str | None, typer.Option(help='What a worker takes beside the interpreter, such as "512MiB".')]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run of the same command left.")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Replace the source; the result is made beside it first.")]
-Engine = Annotated[str | None, typer.Option(help="serial, processes, ray, or torch under torchrun; the result is the same.")]
+Engine = Annotated[
+    str | None, typer.Option(help="serial, processes, ray, or torch under torchrun; the result is the same.")
+]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="How many workers; more than one are processes by default.")]
 
 
@@ -58,7 +60,9 @@ def worked_on(engine: str | None, jobs: int, **more: Any) -> Iterator[Files]:
                 bar(done, total, file)
                 run.writing = True
                 if run.asked and done < total:
-                    typer.echo(f"stopped after {done} of {total} files, which are kept: --resume goes on with them.", err=True)
+                    typer.echo(
+                        f"stopped after {done} of {total} files, which are kept: --resume goes on with them.", err=True
+                    )
                     raise SystemExit(STOPPED)
 
             given = {k: v for k, v in more.items() if v is not None}

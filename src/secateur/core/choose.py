@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -298,9 +297,7 @@ class Units:
         if spec.name not in self._tables:
             self.source.facts(spec)
             s = self.source
-            scorer = UnitScorer(
-                self.pattern, s.criterion, s.nonfinite, s.parts, s.reduce, s.scored
-            )
+            scorer = UnitScorer(self.pattern, s.criterion, s.nonfinite, s.parts, s.reduce, s.scored)
             self._tables[spec.name] = scorer.table(spec)
         return self._tables[spec.name]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -107,6 +107,7 @@ class Plan:
         criterion, allocation: by name. pattern: the object.
         nonfinite: what happens to NaN and Inf.
         warnings: what the user should know before carrying it out.
+        source: of a plan of files, ``{name: [bytes, sha256 of its header]}``, by which `apply` knows them again.
         masks: ``None``, or for each pruned tensor its keep-mask as packed bits (uint8, lowest bit first, row-major).
 
     Example:
@@ -125,6 +126,7 @@ class Plan:
     nonfinite: str = "error"
     warnings: tuple[str, ...] = ()
     masks: Mapping[str, Tensor] | None = field(default=None, compare=False)
+    source: Mapping[str, Sequence[int | str]] | None = None
 
     @property
     def chosen(self) -> tuple[Row, ...]:
@@ -163,7 +165,7 @@ class Plan:
             "secateur_plan": VERSION, "sparsity": self.sparsity, "threshold": self.threshold,
             "criterion": self.criterion, "allocation": self.allocation, "pattern": str(self.pattern),
             "reduce": reduce, "nonfinite": self.nonfinite, "carries_masks": self.masks is not None,
-            "warnings": list(self.warnings), "rows": [_as_dict(r) for r in self.rows],
+            "warnings": list(self.warnings), "source": self.source, "rows": [_as_dict(r) for r in self.rows],
         }  # fmt: skip
         return json.dumps(head, indent=1)
 
@@ -187,7 +189,7 @@ class Plan:
             plan = Plan(
                 tuple(_row(r) for r in head["rows"]), head["sparsity"], head["threshold"], head["criterion"],
                 head["allocation"], pattern, head["nonfinite"], tuple(head["warnings"]),
-                masks if head["carries_masks"] else None,
+                masks if head["carries_masks"] else None, head.get("source"),
             )  # fmt: skip
             _check(plan)
             return plan
@@ -239,6 +241,11 @@ def _check(plan: Plan) -> None:
         raise ValueError("criterion, allocation and warnings are texts")
     if plan.masks is None and not isinstance(plan.pattern, Head):
         named_criterion(plan.criterion)
+    if plan.source is not None and not all(
+        isinstance(f, str) and len(told) == 2 and _is_count(told[0], 1 << 62) and isinstance(told[1], str)
+        for f, told in plan.source.items()
+    ):
+        raise ValueError("its source is names of files, their sizes and hashes")
     names = [n for r in plan.rows for n in (r.name, *r.aliases)]
     if not all(isinstance(n, str) for n in names) or len(set(names)) != len(names):
         raise ValueError("names of rows are texts, and each occurs once")

@@ -81,7 +81,6 @@ class Request:
             p = replace(p, reduce="l2" if a != "global" and c is magnitude else "mean")
         return Request(sparsity, threshold, c, a, p, max_sparsity, min_keep, nonfinite)
 
-
     def asked(self) -> dict[str, Any]:
         """What is asked, in words and numbers."""
         caps = dict(self.max_sparsity) if isinstance(self.max_sparsity, Mapping) else self.max_sparsity

@@ -94,7 +94,7 @@ def together_on_ray(function: Callable[[int, int, Callable[[Any], Any]], Result]
         ledger = ray.remote(num_cpus=0, max_concurrency=2 * workers)(_Sums).remote(workers)
         work = ray.remote(num_cpus=1, max_retries=3)(_adding)
         given = pickle.dumps(function), [*sys.path], str(Path.cwd())
-        return ray.get([work.remote(ledger, w, workers, *given) for w in range(workers)])[0]  # type: ignore[no-any-return]
+        return ray.get([work.remote(ledger, w, workers, *given) for w in range(workers)])[0]
 
 
 class _Sums:

@@ -42,7 +42,7 @@ class Ranks:
         if self.rank == 0:
             box[0] = _tried(work)
         dist.broadcast_object_list(box, src=0)
-        return _opened(box[0])  # type: ignore[no-any-return]
+        return _opened(box[0])
 
     def each(self, work: Callable[[], Result]) -> list[Result]:
         """What each rank makes of it, on all; what one raises, all raise."""
@@ -60,7 +60,9 @@ def _tried(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
 
 def _opened(box: tuple[Any, Exception | None]) -> Any:
     if box[1] is not None:
-        raise box[1] if isinstance(box[1], SecateurError | OSError) else SecateurError(f"a rank failed: {box[1]!r}") from box[1]
+        raise (
+            box[1] if isinstance(box[1], SecateurError | OSError) else SecateurError(f"a rank failed: {box[1]!r}")
+        ) from box[1]
     return box[0]
 
 

@@ -26,6 +26,10 @@ Result = TypeVar("Result")
 Add = Callable[[Tensor], Tensor]
 TRIES = 3
 """How often a worker is begun before it is given up."""
+GONE = (
+    f"a worker process ended {TRIES} times before it had anything to say: for want of memory perhaps, or because this program "
+    'calls it outside of `if __name__ == "__main__":`.'
+)
 
 
 @dataclass
@@ -76,7 +80,9 @@ def together(function: Callable[[int, int, Add], Result], workers: int) -> Resul
 
     def start(worker: int, tries: int) -> None:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(pickle.dumps(function), worker, workers, theirs, [*sys.path]), daemon=True)
+        process = context.Process(
+            target=_work, args=(pickle.dumps(function), worker, workers, theirs, [*sys.path]), daemon=True
+        )
         process.start()
         theirs.close()
         running[ours] = (worker, tries, process)
@@ -97,10 +103,7 @@ def together(function: Callable[[int, int, Add], Result], workers: int) -> Resul
                     if worker in results:
                         continue
                     if tries == TRIES:
-                        raise SecateurError(
-                            f"a worker process ended {TRIES} times before it had anything to say: for want of memory perhaps, or "
-                            "because this program calls it outside of `if __name__ == \"__main__\":`."
-                        )
+                        raise SecateurError(GONE) from None
                     start(worker, tries + 1)
                     continue
                 if kind == "raised":
@@ -115,7 +118,7 @@ def together(function: Callable[[int, int, Add], Result], workers: int) -> Resul
     finally:
         for _, _, process in running.values():
             process.terminate()
-    return results[0]  # type: ignore[no-any-return]
+    return results[0]
 
 
 def _answer(answers: dict[int, Connection], who: Sequence[int], total: Tensor) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,9 @@ from .staging import refuse_place, refuse_result, staged
 Raw = NDArray[np.uint8]
 MEMORY = 256 << 20
 """Bytes that a worker may take, by default."""
-_SHARES = 32  # pieces of a tensor that fit into them: being read, pruned, hashed and written, and what is counted beside
+_SHARES = (
+    32  # pieces of a tensor that fit into them: being read, pruned, hashed and written, and what is counted beside
+)
 
 
 class CheckpointStore:
@@ -100,7 +102,9 @@ class CheckpointStore:
             return found
         places = [next((i for i, s in enumerate(found) if e in (s.name, *s.aliases)), None) for e in self.ends]
         if None in places:
-            raise BadInput(f"first and last are names of tensors; {self.path.name} has no {self.ends[places.index(None)]!r}.")
+            raise BadInput(
+                f"first and last are names of tensors; {self.path.name} has no {self.ends[places.index(None)]!r}."
+            )
         order = {places[0]: -1, places[1]: len(found)}
         return [replace(s, order=order.get(i, i)) for i, s in enumerate(found)]
 
@@ -141,7 +145,7 @@ class CheckpointStore:
         with disk.opened(path) as fd:
             for start in range(0, max(1, spec.numel), step):
                 raw = self._room.take(width * min(step, spec.numel - start))
-                read_whole(fd, path, memoryview(raw), stored.start + width * start)
+                read_whole(fd, path, raw.data, stored.start + width * start)
                 yield Part(spec, as_tensor(raw, spec.dtype), start)
 
     def write(self, part: Part) -> None:
@@ -151,7 +155,7 @@ class CheckpointStore:
         raw = part.tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
         path = self._file(stored)
         with disk.opened(path, os.O_WRONLY) as fd:
-            disk.write_at(fd, path, memoryview(raw), stored.start)
+            disk.write_at(fd, path, raw.data, stored.start)
         self._written[part.spec.name] = zlib.crc32(raw.data)
 
     def check(self, specs: Sequence[Spec]) -> None:

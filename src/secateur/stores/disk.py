@@ -12,6 +12,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,7 +51,7 @@ def read_at(fd: int, path: Path_, room: memoryview, offset: int) -> int:
     """Fills ``room`` from a place in a file; returns how many bytes there were."""
     done = 0
     while done < len(room):
-        got = _do("read", path, lambda: _read(fd, room[done:], offset + done))
+        got = _do("read", path, partial(_read, fd, room[done:], offset + done))
         if not got:
             break
         done += got
@@ -76,14 +77,14 @@ def _write(fd: int, data: memoryview, offset: int) -> int:
 def write_all(fd: int, path: Path_, data: memoryview) -> None:
     """Writes all of ``data`` where the file stands."""
     while data:
-        wrote = _do("write", path, lambda: os.write(fd, data))
+        wrote = _do("write", path, partial(os.write, fd, data))
         data = data[wrote:]
 
 
 def write_at(fd: int, path: Path_, data: memoryview, offset: int) -> None:
     """Writes all of ``data`` at a place of a file."""
     while data:
-        wrote = _do("write", path, lambda: _write(fd, data, offset))
+        wrote = _do("write", path, partial(_write, fd, data, offset))
         data, offset = data[wrote:], offset + wrote
 
 
@@ -125,12 +126,12 @@ def copy(source: Path_, target: Path_) -> None:
 
 def make_folder(path: Path_) -> None:
     """A new folder."""
-    _do("mkdir", path, lambda: os.mkdir(path))
+    _do("mkdir", path, Path(path).mkdir)
 
 
 def rename(source: Path_, target: Path_) -> None:
     """Renames; what is at the target, if it is a file, is replaced."""
-    _do("rename", target, lambda: os.rename(source, target))
+    _do("rename", target, lambda: Path(source).replace(target))
 
 
 def link(source: Path_, target: Path_) -> None:
@@ -140,7 +141,7 @@ def link(source: Path_, target: Path_) -> None:
 
 def unlink(path: Path_) -> None:
     """Removes a file's name."""
-    _do("unlink", path, lambda: os.unlink(path))
+    _do("unlink", path, Path(path).unlink)
 
 
 def remove(path: Path_) -> None:
@@ -152,7 +153,7 @@ def remove(path: Path_) -> None:
         return
     for child in sorted(here.iterdir()):
         remove(child)
-    _do("rmdir", here, lambda: os.rmdir(here))
+    _do("rmdir", here, here.rmdir)
 
 
 def exchange(a: Path, b: Path) -> None:

@@ -140,7 +140,8 @@ def _contents(store: CheckpointStore, plan: Plan, file: str, counted: dict[str, 
         leader = next((led[n] for n in (spec.name, *spec.aliases) if n in led), None)
         look = Look(spec)
         for part in _parts(store, plan, spec, rows.get(spec.name), leader, look):
-            yield memoryview(part.tensor.reshape(-1).view(torch.uint8).numpy()) if part.tensor.numel() else memoryview(b"")
+            raw = part.tensor.reshape(-1).view(torch.uint8)
+            yield raw.numpy().data if raw.numel() else memoryview(b"")
         if spec.dtype in checks.SUPPORTED and spec.role != "buffer":
             counted[spec.name] = look.found()
 
@@ -198,4 +199,3 @@ def _raw(store: CheckpointStore, file: str, start: int, stop: int) -> Iterator[m
             room = bytearray(min(step, stop - at))
             read_whole(fd, path, memoryview(room), at)
             yield memoryview(room)
-

@@ -111,7 +111,7 @@ def read_raw(path: Path, stored: Stored) -> Tensor:
     """
     raw = np.empty(stored.stop - stored.start, dtype=np.uint8)
     with disk.opened(path) as fd:
-        read_whole(fd, path, memoryview(raw), stored.start)
+        read_whole(fd, path, raw.data, stored.start)
     return (
         torch.from_numpy(raw) if len(raw) else torch.empty(0, dtype=torch.uint8, device="cpu")
     )  # numpy's has no stride

@@ -1,4 +1,4 @@
-"""A folder that is being made of another, file by file, beside its place: written down as it grows, and gone on with after a kill.
+"""A folder that is being made of another, file by file, beside its place: written down as it grows, gone on with after a kill.
 
 Beside the folder to be lie what was asked, the plan, and a journal with a line for each file that is written, read back and on
 disk. Whoever makes it holds a lock on the journal, which ends with the process. The folder is renamed once, when it is whole,

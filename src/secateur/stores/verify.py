@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,15 +39,29 @@ class Verified:
     wrong: tuple[str, ...]
 
 
-def verify(path: Path) -> Verified:
+def verify(path: str | os.PathLike[str]) -> Verified:
     """Compares a result with its manifest: every file by its bytes, every tensor by its zeros.
 
     Args:
         path: a folder that ``secateur prune`` or ``secateur apply`` wrote.
 
+    Returns:
+        What was found; its ``wrong`` is empty where all is as it was written.
+
     Raises:
         BadInput: there is no manifest, or it is not one.
+
+    Example:
+        >>> import tempfile, secateur, torch
+        >>> from safetensors.torch import save_file
+        >>> here = Path(tempfile.mkdtemp())
+        >>> (here / "in").mkdir()
+        >>> save_file({"fc.weight": torch.randn(8, 8)}, here / "in" / "model.safetensors")
+        >>> _ = secateur.prune(here / "in", 0.5, out=here / "out")
+        >>> secateur.verify(here / "out").wrong
+        ()
     """
+    path = Path(path)
     told = _manifest(path)
     wrong: list[str] = []
     listed: dict[str, str] = {f: d["sha256"] for f, d in told["files"].items()} | dict(told["carried"])
@@ -86,7 +101,7 @@ def _manifest(path: Path) -> Mapping[str, Any]:
             raise ValueError("names in it are no paths out of the folder")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as e:
         raise BadInput(f"{file} is not a manifest of secateur: {e}") from e
-    return told  # type: ignore[no-any-return]
+    return told
 
 
 def _other_zeros(store: CheckpointStore, zeros: Mapping[str, int]) -> list[str]:
