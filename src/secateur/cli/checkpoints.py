@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -45,9 +46,15 @@ def place_of(src: Path, out: Path | None, in_place: bool) -> Path:
     """Where a result goes."""
     if (out is None) != in_place:
         raise typer.BadParameter(
-            "say where the result goes with -o, or --in-place to replace the source: one of the two."
+            "say where the result goes with -o, replace the source with --in-place, or ask for the plan alone with --dry-run."
         )
     return src if out is None else out
+
+
+def refuse_together(one: str, others: Mapping[str, object]) -> None:
+    """Refuses the first of some options that was given beside one that it does not go with."""
+    if odd := [name for name, given in others.items() if given]:
+        raise typer.BadParameter(f"{odd[0]} does not go with {one}.")
 
 
 def verify_command(
