@@ -158,14 +158,12 @@ def prune_command(
     }  # fmt: skip
     data = {"solver": solver, "samples": samples, "length": length, "seed": seed}
     if calibration:
-        odd = {"--dry-run": dry_run, "--allow-pickle": allow_pickle, "--in-place": in_place, "--resume": resume}
-        odd |= {"--engine": engine, "--memory": memory}
-        checkpoints.refuse_together("--calibration", odd)
+        odd = [("--dry-run", dry_run), ("--allow-pickle", allow_pickle), ("--in-place", in_place), ("--resume", resume)]
+        checkpoints.refuse_together("--calibration", dict([*odd, ("--engine", engine), ("--memory", memory)]))
         place = checkpoints.place_of(src, out, in_place)
         _prune_with_data(src, place, overwrite, calibration, data, sparsity, json, wanted)
         return
-    if unused := [name for name, value in data.items() if value is not None]:
-        raise typer.BadParameter(f"--{unused[0]} needs --calibration TEXT.")
+    checkpoints.refuse_without("--calibration TEXT", data)
     checkpoints.refuse_together("--allow-pickle", {"--in-place": allow_pickle and in_place})
     target_place = None if dry_run else checkpoints.place_of(src, out, in_place)
     how = {"memory": memory, "resume": resume, "in_place": in_place, "first": first, "last": last}

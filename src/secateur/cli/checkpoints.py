@@ -57,6 +57,12 @@ def refuse_together(one: str, others: Mapping[str, object]) -> None:
         raise typer.BadParameter(f"{odd[0]} does not go with {one}.")
 
 
+def refuse_without(one: str, others: Mapping[str, object]) -> None:
+    """Refuses the first of some options that was given and goes only with another."""
+    if odd := [name for name, given in others.items() if given is not None]:
+        raise typer.BadParameter(f"--{odd[0]} needs {one}.")
+
+
 def verify_command(
     path: Annotated[Path, typer.Argument(help="A folder that secateur prune or apply wrote.")], json: AsJson = False
 ) -> None:
