@@ -98,17 +98,22 @@ def kth_key(tensors: Sequence[Keyed], count: int, space: Space, reduce: Reduce) 
         remaining -= before
         prefix = digit + (space.lowest >> shift) if prefix is None else (prefix << width) | digit
         # One pass that collects the few keys left, where more than one digit is missing.
-        few = reduce is identity and int(below[digit]) - before <= FEW
-        if shift > 16 and few and not all(t.histogram for t in tensors):
-            return _kth_among(tensors, remaining, prefix, shift)
+        left = int(below[digit]) - before
+        if shift > 16 and reduce is identity and left <= FEW and not all(t.histogram for t in tensors):
+            return _kth_among(tensors, remaining, prefix, shift, left)
     assert prefix is not None
     return prefix
 
 
-def _kth_among(tensors: Sequence[Keyed], count: int, prefix: int, shift: int) -> int:
-    """The ``count``-th smallest of the keys with the given higher digits."""
-    few = [keys[(keys >> shift) == prefix].cpu() for t in tensors for keys, _ in t.chunks()]
-    return int(torch.cat(few).kthvalue(count).values)
+def _kth_among(tensors: Sequence[Keyed], count: int, prefix: int, shift: int, size: int) -> int:
+    """The ``count``-th smallest of the ``size`` keys with the given higher digits."""
+    few, at = torch.empty(size, dtype=torch.int64), 0  # one piece: many small ones would leave holes in memory
+    for t in tensors:
+        for keys, _ in t.chunks():
+            found = keys[(keys >> shift) == prefix]
+            few[at : at + found.numel()] = found
+            at += found.numel()
+    return int(few.kthvalue(count).values)
 
 
 def index_cut(keyed: Keyed, key: int, ties: int, reduce: Reduce) -> int:

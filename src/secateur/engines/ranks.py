@@ -25,7 +25,7 @@ class Ranks:
         if not dist.is_available() or not dist.is_initialized():
             raise BadInput(
                 'engine "torch" is for the ranks of a program under torchrun: call torch.distributed.init_process_group first, '
-                "or run the command line as torchrun --nproc-per-node N -m secateur …"
+                "or run the command line as torchrun --nproc-per-node N -m secateur.cli …"
             )
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
 
