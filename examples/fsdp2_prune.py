@@ -2,7 +2,7 @@
 
 ``torchrun --standalone --nproc-per-node 2 examples/fsdp2_prune.py [FOLDER]``
 
-On CPUs by gloo; on GPUs put model and batches on them and choose nccl. FOLDER gets the checkpoint, and is taken up if there is one.
+On CPUs by gloo; on GPUs put model and batches on them and choose nccl. FOLDER gets the checkpoint; one that is there is taken up.
 """
 
 from __future__ import annotations

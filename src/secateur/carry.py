@@ -126,8 +126,8 @@ def carry_out(made: Plan, store: Store, out: Path | None, overwrite: bool, targe
 
 def _norm_warnings(made: Plan, store: Store, target: Target) -> list[str]:
     """What norms make of pruned output channels, issued as warnings too; nothing is written yet. Not of sharded models."""
-    unsharded = isinstance(target, nn.Module) and not isinstance(store, ShardedStore)
-    if not unsharded or not isinstance(made.pattern, Channel) or made.pattern.side != "out":
+    channels_go = isinstance(made.pattern, Channel) and made.pattern.side == "out"
+    if not isinstance(target, nn.Module) or not channels_go or isinstance(store, ShardedStore):
         return []
     channels: dict[str, Tensor] = {}
     for row in made.chosen:
@@ -212,7 +212,7 @@ def plan_of_masks(masks: Mapping[str, Tensor], store: Store) -> Plan:
             raise PlanMismatch(f"the mask of {spec} must be a bool tensor of its shape, True = keep; got {got}.")
         if spec.name in packed:
             raise PlanMismatch(f"{name!r} is another name of {spec.name!r}, which has a mask already.")
-        packed[spec.name] = pack(mask.full_tensor() if is_sharded(mask) else mask)  # type: ignore[operator]
+        packed[spec.name] = pack(mask.full_tensor() if is_sharded(mask) else mask)  # type: ignore[attr-defined]
     chosen = [replace(s, skip=None if s.name in packed else s.skip or "has no mask") for s in specs]
     store.check(chosen)
     empty = Plan((), None, None, "masks", "masks", Unstructured(), "keep", (), packed)

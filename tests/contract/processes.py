@@ -31,7 +31,7 @@ def launch(program: str, world: int, folder: Path, *args: str) -> list[tuple[int
         started.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log))
         log.close()
     try:
-        codes = [p.wait(timeout=240) for p in started]
+        codes = [p.wait(timeout=1000) for p in started]
     finally:
         for p in started:
             p.kill()

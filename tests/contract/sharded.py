@@ -81,7 +81,9 @@ def replicated(model: nn.Module) -> None:
     for name, placement in (("fc1", Replicate()), ("fc2", Shard(1))):
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), whole_mesh(), [placement], src_data_rank=None))
+        layer.weight = nn.Parameter(
+            distribute_tensor(layer.weight.detach(), whole_mesh(), [placement], src_data_rank=None)
+        )
 
 
 def both(model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,9 @@ def check_zeros(model: nn.Module, pruner: Pruner, optimizer: Optimizer) -> None:
                 assert not local(value)[dead].count_nonzero(), (name, key)
 
 
-def trained(cut: Cut) -> None:
+def trained(cut: Cut, patterns: Iterable[str] = TARGETS) -> None:
     """Cut and alone, training comes to the same, to the bit; zeros stay zeros all the way."""
-    for pattern in TARGETS:
+    for pattern in patterns:
         alone, its_optimizer, its_pruner = begun(pattern, None)
         model, optimizer, pruner = begun(pattern, cut)
         for t in range(STEPS):
@@ -94,9 +94,9 @@ def saved(folder: Path) -> None:
         dist.barrier()
 
 
-def taken_up(folder: Path) -> None:
+def taken_up(folder: Path, patterns: Iterable[str] = TARGETS) -> None:
     """Loads what other processes have saved, goes on, and comes to the same end, to the bit."""
-    for pattern in TARGETS:
+    for pattern in patterns:
         model, optimizer, pruner = begun(pattern, fsdp, seed=1)
         state = state_of(model, optimizer, pruner)
         dcp.load(state, checkpoint_id=folder / pattern)
@@ -148,5 +148,8 @@ CASES: dict[int, dict[str, Callable[[Path], None]]] = {
         "refused rewiring": lambda folder: refused_rewiring(),
         "data parallel": lambda folder: data_parallel(),
     },
-    4: {"trained, hybrid": lambda folder: trained(hybrid), "taken up": taken_up},
+    4: {
+        "trained, hybrid": lambda folder: trained(hybrid, ["unstructured"]),
+        "taken up": lambda folder: taken_up(folder, ["unstructured", "channel"]),
+    },
 }

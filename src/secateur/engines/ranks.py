@@ -1,4 +1,4 @@
-"""Processes of one `torch.distributed` group that do the same work: counts are added over them, and an error of one reaches all."""
+"""Processes of one `torch.distributed` group that do the same work: counts add up over them, and an error of one reaches all."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from secateur import errors
 from secateur.errors import BadInput, SecateurError
+
+ROOM = 63
+"""Counts that are sent along with the word that all is well."""
 
 
 class Ranks:
@@ -37,8 +40,11 @@ class Ranks:
         Raises:
             SecateurError: one of them has failed, or does not answer.
         """
-        self.go_on()
-        return self._added(counts)
+        flat = counts.reshape(-1)
+        if (few := len(flat)) > ROOM:
+            self.go_on()
+            return self._added(counts)
+        return self._well(flat)[:few].to(counts.device).view(counts.shape)
 
     def copied(self, t: Tensor, source: int, group: Any) -> Tensor:
         """A copy of a tensor of the process ``source``, by its number in the default group, for those of another group."""
@@ -77,8 +83,7 @@ class Ranks:
 
     def go_on(self) -> None:
         """Tells the others that all is well here, and hears whether it is with them."""
-        if int(self._added(torch.zeros(1, dtype=torch.int64))):
-            self._hear(None)
+        self._well(torch.zeros(0, dtype=torch.int64))
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -91,13 +96,26 @@ class Ranks:
             yield
         except Exception as e:
             if not self._heard and not self._lost:
-                self._added(torch.ones(1, dtype=torch.int64))
+                self._well(torch.zeros(0, dtype=torch.int64), failed=True)
                 self._hear(e)
             raise
         else:
             self.go_on()
         finally:
             self._inside = False
+
+    def _well(self, counts: Tensor, failed: bool = False) -> Tensor:
+        """A few counts added over all processes, with a word of each on whether it has failed.
+
+        What is sent is of one size: a process that fails does not know what the others are about to count.
+        """
+        sent = torch.zeros(1 + ROOM, dtype=torch.int64)
+        sent[0] = failed
+        sent[1 : 1 + len(counts)] = counts
+        total = self._added(sent)
+        if not failed and int(total[0]):
+            self._hear(None)
+        return total[1:]
 
     def _hear(self, mine: Exception | None) -> None:
         """Raises the error of the first process that has one, unless it is this one's."""

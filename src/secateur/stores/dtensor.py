@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,6 @@ from secateur.core.types import Align, Part, Spec
 from secateur.engines.ranks import Ranks
 from secateur.errors import BadTensor, NotDefined
 
-from . import checks
 from .checks import Entry
 from .memory import MemoryStore, Target
 from .shards import Place, here, is_sharded, place_of, reshard, why_unknown
@@ -109,7 +109,10 @@ class ShardedStore(MemoryStore):
     def _check_places(self, specs: Sequence[Spec]) -> None:
         """Refuses shards that are not those that mesh and placements tell of, or that do not make up the whole."""
         places = [(s, self._place(s), self.values(s)) for s in specs]
-        odd = [int(place.local_shape != tuple(t.shape)) for _, place, t in places]
+        odd = [
+            int(place.local_shape != tuple(t.shape) and max(prod(place.local_shape), t.numel()))
+            for _, place, t in places
+        ]
         held = [t.numel() if place.counts else 0 for _, place, t in places]
         for spec, wrong, count in zip(specs, *self.sum(torch.tensor([odd, held])).tolist(), strict=True):
             if wrong or count != spec.numel:
@@ -193,7 +196,7 @@ class ShardedStore(MemoryStore):
             alike = is_sharded(t) and (mask.device_mesh, mask.placements) == (t.device_mesh, t.placements)  # type: ignore[attr-defined]
             if alike and mask.dtype == torch.bool and mask.shape == t.shape:
                 return pack(here(mask))
-            mask = mask.full_tensor()  # type: ignore[operator]
+            mask = mask.full_tensor()  # type: ignore[attr-defined]
         whole = super().bits_here(spec, mask)
         if whole is None:
             return None

@@ -31,7 +31,7 @@ def here(t: Tensor) -> Tensor:
     if not is_sharded(t):
         return t
     with torch.no_grad():
-        local: Tensor = t.to_local()  # type: ignore[operator]
+        local: Tensor = t.to_local()  # type: ignore[attr-defined]
     return local.detach()
 
 

@@ -118,8 +118,7 @@ class Pruner:
     @together
     def _begin(self, asked: Request, include: Filter, ignore: Filter, optimizers: Sequence[Any]) -> None:
         schedule, rewire, store = self._schedule, self._rewire, self._store
-        carrying = can_carry(store, self._pattern, include, ignore)
-        self._specs = trainable(carrying, store, holds=schedule is None and rewire is None)
+        self._specs = trainable(can_carry(store, self._pattern, include, ignore), store, not (schedule or rewire))
         store.check(self._specs)
         check_sharded(store, asked, self._specs, rewire)
         if rewire is None or isinstance(rewire, Movement):
@@ -337,6 +336,7 @@ class Pruner:
 
     def _accumulated(self, name: str) -> Callable[[Tensor], None]:
         first = name == self._chosen[0].name
+
         def mask(parameter: Tensor) -> None:
             if first and not (self._schedule is None and self._rewire is None):
                 self._waiting += 1
