@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch.distributed as dist
 from torch import Tensor
 
 import secateur
@@ -18,19 +19,17 @@ from tests.contract.nets import net
 from tests.contract.processes import TIMEOUT, join
 from tests.contract.sharded import fsdp
 
-rank = int(sys.argv[1])
-
 
 @secateur.elementwise
 def deadly(weight: Tensor) -> Tensor:
     """Kills the last process."""
-    if rank:
+    if dist.get_rank():
         os.kill(os.getpid(), signal.SIGKILL)
     return weight.abs()
 
 
 if __name__ == "__main__":
-    join(rank, int(sys.argv[2]), Path(sys.argv[3]))
+    join(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
     model = net()
     fsdp(model)
     start = time.monotonic()

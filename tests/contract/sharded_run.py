@@ -84,7 +84,7 @@ def amounts(name: str) -> None:
     ]
     asks += [("float32", "ties", asked) for asked in MORE]
     asks += [("float32", "bad", {"nonfinite": n, **p}) for n in ("keep", "prune") for p in PATTERNED]
-    for dtype, kind, asked in asks[:: min(every, 7)]:
+    for dtype, kind, asked in asks[:: min(every, 12)]:
         the_same_as_alone(partial(net, dtype, kind), cut, f"{dtype} {asked}", **asked)  # type: ignore[arg-type]
 
 
@@ -115,7 +115,7 @@ def odd_shapes() -> None:
         ("channel", "global"), ("row", "uniform"), ("channel:in", "global"),
     )  # fmt: skip
     asks = [(make, s, how) for how in hows for s in (0.37, 0.8, 0.0) for make in (equal, drawn)]
-    for make, sparsity, (pattern, allocation) in asks[:: min(every, 5)]:
+    for make, sparsity, (pattern, allocation) in asks[:: min(every, 9)]:
         asked: dict[str, Any] = {"sparsity": sparsity, "pattern": pattern, "allocation": allocation}
         the_same_as_alone(make, fsdp, str(asked), **asked)
 

@@ -62,6 +62,8 @@ class ShardedStore(MemoryStore):
         places = [place_of(e.tensor, self._ranks.rank) for e in self._entries]
         if self._ranks.size > 1:
             self.sum = self._ranks.sum
+            names = repr([(e.spec.name, e.spec.aliases, e.spec.shape, e.spec.dtype) for e in self._entries])
+            self._ranks.agree(names.encode(), "all processes must hold parts of the same model")
             meshes = self._ranks.told(torch.tensor([p.mesh for p in places]))
             places = [p.beside(self._ranks.rank, meshes[:, i]) for i, p in enumerate(places)]
         self._places = {e.spec.name: p for e, p in zip(self._entries, places, strict=True)}
@@ -134,8 +136,7 @@ class ShardedStore(MemoryStore):
             request.sparsity, request.threshold, describe(c), describe_allocation(request.allocation),
             request.pattern, request.max_sparsity, request.min_keep, request.nonfinite,
         )  # fmt: skip
-        facts = [(s.name, s.aliases, s.shape, s.dtype, s.skip) for s in specs]
-        self.agree(repr((asked, facts)).encode(), "all processes must prune the same model in the same way")
+        self.agree(repr((asked, [(s.name, s.skip) for s in specs])).encode(), "all processes must prune the same model in the same way")
         if not is_elementwise(c):
             raise NotDefined(
                 f"the criterion {describe(c)} looks at whole tensors, and no process has one: mark it with "
