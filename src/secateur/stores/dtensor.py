@@ -72,6 +72,10 @@ class ShardedStore(MemoryStore):
         """See `MemoryStore.together`."""
         return self._ranks.together()
 
+    def every(self) -> list[Spec]:
+        """See `MemoryStore.every`; of what has yet to be summed there is nothing to count."""
+        return [s for s in super().every() if why_unknown(self.entry(s).tensor) is None]
+
     def parts(self, spec: Spec, align: Align) -> Iterator[Part]:
         """What this process holds and counts of a tensor, detached, in its memory; an empty part where it counts nothing.
 
