@@ -140,7 +140,10 @@ class ShardedStore(MemoryStore):
             request.sparsity, request.threshold, describe(c), describe_allocation(request.allocation),
             request.pattern, request.max_sparsity, request.min_keep, request.nonfinite,
         )  # fmt: skip
-        self.agree(repr((asked, [(s.name, s.skip) for s in specs])).encode(), "all processes must prune the same model in the same way")
+        self.agree(
+            repr((asked, [(s.name, s.skip) for s in specs])).encode(),
+            "all processes must prune the same model in the same way",
+        )
         if not is_elementwise(c):
             raise NotDefined(
                 f"the criterion {describe(c)} looks at whole tensors, and no process has one: mark it with "
