@@ -7,7 +7,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from secateur.calibrated import prune_calibrated
@@ -18,9 +17,9 @@ from secateur.carry import (
     check_out,
     count_rows,
     make_plan,
+    opened,
     plan_of_masks,
     refuse_other,
-    store_of,
 )
 from secateur.core.criteria import Criterion
 from secateur.core.keys import nonzero
@@ -37,6 +36,7 @@ from secateur.pretrained import prune_folder
 from secateur.report.report import Report
 from secateur.stores import torch_prune
 from secateur.stores.base import choose
+from secateur.stores.memory import MemoryStore
 
 Allocate = str | Mapping[str, float] | OWL | Callable[..., Mapping[str, int]]
 NonFinite = Literal["error", "keep", "prune"]
@@ -137,9 +137,8 @@ def prune(
         if isinstance(target, str | PathLike):
             return prune_folder(Path(target), request, calibration, solve, include, ignore, roles, out, overwrite)
         return prune_calibrated(target, request, calibration, solve, include, ignore, roles)
-    with torch.no_grad():
-        check_out(target, out, overwrite, files is not None and files.in_place)
-        store = store_of(target, roles, files)
+    check_out(target, out, overwrite, files is not None and files.in_place)
+    with opened(target, roles, files) as store:
         request = informed(request, statistics, store)
         if isinstance(target, str | PathLike):
             from secateur.carry_files import prune_files
@@ -191,8 +190,7 @@ def plan(
         sparsity, threshold=threshold, criterion=criterion, allocation=allocation, pattern=pattern,
         max_sparsity=max_sparsity, min_keep=min_keep, nonfinite=nonfinite, data=statistics is not None,
     )  # fmt: skip
-    with torch.no_grad():
-        store = store_of(target, roles, files)
+    with opened(target, roles, files) as store:
         request = informed(request, statistics, store)
         if isinstance(target, str | PathLike):
             from secateur.carry_files import plan_files
@@ -233,9 +231,8 @@ def apply(
         >>> secateur.apply({"weight": torch.tensor([[True, False]])}, model).zeros
         1
     """
-    with torch.no_grad():
-        check_out(target, out, overwrite, files is not None and files.in_place)
-        store = store_of(target, roles, files)
+    check_out(target, out, overwrite, files is not None and files.in_place)
+    with opened(target, roles, files) as store:
         made = plan_or_masks if isinstance(plan_or_masks, Plan) else plan_of_masks(plan_or_masks, store)
         if isinstance(target, str | PathLike):
             from secateur.carry_files import apply_files
@@ -270,8 +267,7 @@ def inspect(
         1.bias bias - a bias
         1.weight norm - a norm or another per-channel scale
     """
-    with torch.no_grad():
-        store = store_of(target, roles)
+    with opened(target, roles) as store:
         specs = store.specs()
         if include is not None or ignore is not None or any(s.skip is None for s in specs):
             specs = choose(specs, include, ignore)
@@ -297,10 +293,11 @@ def masks(
         >>> secateur.masks({"fc.weight": torch.tensor([[0.0, 2.0]])})
         {'fc.weight': tensor([[False,  True]])}
     """
-    with torch.no_grad():
-        store = store_of(target, roles)
+    with opened(target, roles) as store:
         chosen = [s for s in choose(store.specs(), include, ignore) if s.skip is None]
         store.check(chosen)
+        if isinstance(store, MemoryStore):
+            return {s.name: store.like(s, nonzero(store.values(s))) for s in chosen}
         return {s.name: nonzero(part.tensor) for s in chosen for part in store.parts(s, "whole")}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 
@@ -28,8 +29,10 @@ from secateur.evaluate.norms import firing_norms
 from secateur.files import Files
 from secateur.report.report import Report, ReportRow
 from secateur.stores.base import Store, choose, matches
+from secateur.stores.dtensor import ShardedStore, live
 from secateur.stores.followers import check_followers
 from secateur.stores.memory import MemoryStore
+from secateur.stores.shards import is_sharded
 
 Globs = str | Sequence[str] | None
 Path = str | PathLike[str]
@@ -45,7 +48,19 @@ def store_of(target: Target, roles: Mapping[str, str] | None, files: Files | Non
         return CheckpointStore(target, roles=roles, memory=how.nbytes, ends=(how.first, how.last))
     if files is not None:
         raise BadInput(f"files= says how a path is worked on; a {type(target).__name__} is in memory.")
-    return MemoryStore(target, roles=roles)
+    return live(target, roles)
+
+
+@contextmanager
+def opened(target: Target, roles: Mapping[str, str] | None, files: Files | None = None) -> Iterator[Store]:
+    """The store of a target, without gradients. Of a target that is cut over processes, an error of one reaches all."""
+    with torch.no_grad():
+        store = store_of(target, roles, files)
+        if isinstance(store, MemoryStore):
+            with store.together():
+                yield store
+        else:
+            yield store
 
 
 def check_out(target: Target, out: Path | None, overwrite: bool, in_place: bool = False) -> None:
@@ -68,6 +83,8 @@ def make_plan(store: Store, request: Request, include: Globs, ignore: Globs, *, 
     """The plan of a request over a store, with its warnings issued."""
     specs = choose(store.specs(), include, ignore)
     store.check(specs)
+    if isinstance(store, ShardedStore):
+        store.check_request(request, specs)
     made = make(specs, store.parts, request, matches, store.sum)
     check_followers(made, store)
     for text in made.warnings:
@@ -103,8 +120,9 @@ def carry_out(made: Plan, store: Store, target: Target) -> Report:
 
 
 def _norm_warnings(made: Plan, store: Store, target: Target) -> list[str]:
-    """What norms make of pruned output channels, issued as warnings too; nothing is written yet."""
-    if not isinstance(target, nn.Module) or not isinstance(made.pattern, Channel) or made.pattern.side != "out":
+    """What norms make of pruned output channels, issued as warnings too; nothing is written yet. Not of sharded models."""
+    channels_go = isinstance(made.pattern, Channel) and made.pattern.side == "out"
+    if not isinstance(target, nn.Module) or not channels_go or isinstance(store, ShardedStore):
         return []
     channels: dict[str, Tensor] = {}
     for row in made.chosen:
@@ -189,7 +207,7 @@ def plan_of_masks(masks: Mapping[str, Tensor], store: Store) -> Plan:
             raise PlanMismatch(f"the mask of {spec} must be a bool tensor of its shape, True = keep; got {got}.")
         if spec.name in packed:
             raise PlanMismatch(f"{name!r} is another name of {spec.name!r}, which has a mask already.")
-        packed[spec.name] = pack(mask)
+        packed[spec.name] = pack(mask.full_tensor() if is_sharded(mask) else mask)  # type: ignore[attr-defined]
     chosen = [replace(s, skip=None if s.name in packed else s.skip or "has no mask") for s in specs]
     store.check(chosen)
     empty = Plan((), None, None, "masks", "masks", Unstructured(), "keep", (), packed)
@@ -216,7 +234,12 @@ def refuse_other(made: Plan, store: Store) -> None:
             )
         if spec.shape != row.shape or spec.dtype != row.spec.dtype:
             raise PlanMismatch(f"the plan was made for {row.spec}, but the target has {spec}: make a new plan.")
-    store.check([replace(specs[r.name], skip=None) for r in made.chosen])
+    chosen = [replace(specs[r.name], skip=None) for r in made.chosen]
+    store.check(chosen)
+    if isinstance(store, ShardedStore):
+        store.agree(made.to_json().encode(), "all processes must carry out the same plan")
+        if made.masks is None:
+            store.check_pattern(made.pattern, chosen)
     check_followers(made, store)
     for row in made.chosen:
         taken = count_row(made, row, store.parts, store.sum)

@@ -21,6 +21,7 @@ from secateur.core.request import Request
 from secateur.engines.on_ray import together_on_ray
 from secateur.engines.ranks import Ranks
 from secateur.engines.sums import Add, together
+from secateur.engines.torchrun import Workers
 from secateur.errors import NotDefined, PlanMismatch, SecateurWarning
 from secateur.files import Files
 from secateur.report.report import Report, ReportRow
@@ -89,12 +90,15 @@ def _planned(store: CheckpointStore, request: Request, include: Globs, ignore: G
     if not is_named(request.criterion) or callable(request.allocation):
         raise NotDefined("criteria and allocations that are functions run in one worker: leave engine= out.")
     if how.engine == "torch":
+        Workers()  # refuses where there are none
         ranks = Ranks()
+        share = ranks.rank, ranks.size
         own = CheckpointStore(
-            store.path, roles=store.roles, memory=store.memory, share=(ranks.rank, ranks.world), sum=ranks.sum
+            store.path, roles=store.roles, memory=store.memory, share=share, sum=ranks.sum, ends=store.ends
         )
-        return make_plan(own, request, include, ignore, stacklevel=7)
-    there = partial(planned_there, store.path, store.roles, store.memory, request, include, ignore)
+        with ranks.together():
+            return make_plan(own, request, include, ignore, stacklevel=7)
+    there = partial(planned_there, store.path, store.roles, store.memory, store.ends, request, include, ignore)
     run = together if how.engine == "processes" else together_on_ray
     made, noted = run(there, how.workers)
     for text in noted:
@@ -103,13 +107,13 @@ def _planned(store: CheckpointStore, request: Request, include: Globs, ignore: G
 
 
 def planned_there(
-    path: Path, roles: Mapping[str, str] | None, memory: int, request: Request, include: Globs, ignore: Globs,
-    worker: int, workers: int, add: Add,
+    path: Path, roles: Mapping[str, str] | None, memory: int, ends: tuple[str | None, str | None], request: Request,
+    include: Globs, ignore: Globs, worker: int, workers: int, add: Add,
 ) -> tuple[Plan, tuple[str, ...]]:  # fmt: skip
     """The plan, made by one of several workers, each of which counts in its own files."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", SecateurWarning)
-        store = CheckpointStore(path, roles=roles, memory=memory, share=(worker, workers), sum=add)
+        store = CheckpointStore(path, roles=roles, memory=memory, share=(worker, workers), sum=add, ends=ends)
         made = make_plan(store, request, include, ignore)
     return made, made.warnings
 

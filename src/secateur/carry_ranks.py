@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.carry_stage import Carried, kept_if_begun, manifest, missing, refuse_changed
 from secateur.core.plan import Plan
-from secateur.engines.ranks import Ranks
+from secateur.engines.torchrun import Workers
 from secateur.errors import NotDefined
 from secateur.files import Files
 from secateur.stores.checkpoint import CheckpointStore, shared_out
@@ -29,7 +29,7 @@ def written_by_ranks(
         raise NotDefined(
             "ranks share the files of a folder; a single file is written by one worker: leave engine= out."
         )
-    ranks = Ranks()
+    ranks = Workers()
     target = ranks.first(lambda: store.refuse_out(out, overwrite, how.in_place))
     before = ranks.first(store.stamp)
     whole = {"asked": dict(asked), "source": before}
@@ -68,7 +68,7 @@ def written_by_ranks(
 
 
 def _fill(
-    ranks: Ranks, store: CheckpointStore, made: Plan, stage: Stage, left: list[str], how: Files
+    ranks: Workers, store: CheckpointStore, made: Plan, stage: Stage, left: list[str], how: Files
 ) -> dict[str, Done]:
     """Writes this rank's files of those that are left; returns what all ranks wrote."""
     own = [f for f in shared_out(store.files, ranks.rank, ranks.world) if f in left]
@@ -87,7 +87,7 @@ def _fill(
 
 
 def _counted(
-    written: dict[str, Done], ranks: Ranks, stage: Stage | None, finish: Callable[[dict[str, Done]], None]
+    written: dict[str, Done], ranks: Workers, stage: Stage | None, finish: Callable[[dict[str, Done]], None]
 ) -> dict[str, Any]:
     """What was counted in all files, once rank 0 has put the result in its place."""
 

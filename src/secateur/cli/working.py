@@ -49,7 +49,7 @@ def worked_on(engine: str | None, jobs: int, **more: Any) -> Iterator[Files]:
     run, name = _Run(), engine or ("processes" if jobs > 1 else "serial")
     group: Any = nullcontext()
     if name == "torch":
-        from secateur.engines.ranks import joined
+        from secateur.engines.torchrun import joined
 
         group = joined()
     before = signal.signal(signal.SIGTERM, run.stop)

@@ -160,8 +160,8 @@ def plus_limits(specs: Sequence[Spec], limits: Sequence[Bounds]) -> list[Bounds]
     if any(s.order is None for s in specs):
         raise BadInput(
             'allocation="uniform_plus" needs the order of the layers, which a file or a plain dict does not record. Pass '
-            "the model or its state_dict(), or name both ends: files=Files(first=NAME, last=NAME), --first and --last; of a dict give "
-            'the caps by name: allocation="uniform", max_sparsity={"first": 0, "last": 0.8}.'
+            "the model or its state_dict(), or name both ends: files=Files(first=NAME, last=NAME), --first and --last; of a dict "
+            'give caps by name: allocation="uniform", max_sparsity={"first": 0, "last": 0.8}.'
         )
     ranked = sorted(range(len(specs)), key=lambda i: specs[i].order or 0)
     out = list(limits)

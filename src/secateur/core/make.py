@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,7 +37,7 @@ from .request import Request
 from .select import Cut, identity
 from .source import Source
 from .spelling import describe_allocation
-from .types import Parts, Reduce, Spec
+from .types import Part, Parts, Reduce, Spec
 
 Match = Callable[[Spec, str], bool]
 
@@ -329,7 +329,7 @@ class _Maker:
 
     def says_nothing(self) -> list[str]:
         """A warning of tensors whose weights the criterion does not tell apart."""
-        if not self.source.constant:
+        if not self.source.constant or not self.source.alone:  # a worker sees its own part of a tensor only
             return []
         what = describe(self.request.criterion)
         return [
@@ -338,4 +338,14 @@ class _Maker:
 
     def mask(self, spec: Spec, cut: Cut) -> torch.Tensor:
         """The packed keep-mask of one tensor."""
-        return pack(~torch.cat([g for _, g in self.selector.gone(spec, cut)]))
+        pieces = self.selector.gone(spec, cut)
+        return pack(~torch.cat([g for _, g in pieces])) if self.source.alone else _together(spec, pieces, self.reduce)
+
+
+def _together(spec: Spec, pieces: Iterable[tuple[Part, torch.Tensor]], reduce: Reduce) -> torch.Tensor:
+    """The packed keep-mask of a tensor whose elements lie with several workers, each with one of them. The bits that a worker
+    does not have are 0, so that sums of 64 at a time are all bits."""
+    keep = torch.zeros(-(-spec.numel // 64) * 64, dtype=torch.bool)
+    for part, gone in pieces:
+        keep[part.index().reshape(-1).cpu()] = ~gone.reshape(-1).cpu()
+    return reduce(pack(keep).view(torch.int64)).view(torch.uint8)[: (spec.numel + 7) // 8]

@@ -328,11 +328,13 @@ def gone(plan: Plan, row: Row, parts: Parts, reduce: Reduce = identity) -> Itera
         yield from pieces_gone(units_of(row, grid), grid, parts(spec, "chunk"), plan.nonfinite)
         return
     if plan.masks is not None:
+        whole: Tensor | None = None  # made once, and only for what is no run of the tensor
         for part in chunks_of(spec, parts):
             if isinstance(part.start, int):
                 keep = unpack(plan.masks[row.name], part.start, part.tensor.numel())
             else:
-                keep = unpack(plan.masks[row.name], 0, spec.numel)[part.start.cpu()]
+                whole = unpack(plan.masks[row.name], 0, spec.numel) if whole is None else whole
+                keep = whole[part.start.cpu()]
             yield part, ~keep.to(part.tensor.device)
         return
     source = Source(parts, reduce, named_criterion(plan.criterion), plan.nonfinite)

@@ -98,7 +98,10 @@ def _write_row(plan: Plan, row: PlanRow, parts: Parts, reduce: Reduce, part_of: 
         for part in streamed(plan, row, parts, meter):
             write(part)
         return meter.total(reduce)
-    return measured or _piecewise(plan, row, held, reduce)
+    measured = measured or _piecewise(plan, row, held, reduce)
+    for part in held:
+        write(part)
+    return measured
 
 
 def streamed(plan: Plan, row: PlanRow, parts: Parts, meter: Meter) -> Iterator[Part]:

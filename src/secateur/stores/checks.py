@@ -97,7 +97,7 @@ def _of_type(t: Tensor) -> str | None:
         if type(t).__name__ == "PackedWeight":
             return "it is packed; take the weights back first with secateur.unpack(model)"
         if type(t).__name__ == "DTensor":
-            return "it is a DTensor, cut over several processes; prune the model before it is sharded"
+            return "it is a DTensor, cut over processes, and this looks at whole tensors; do it before the model is sharded"
         return (
             f"it is a {name}, whose values may be kept elsewhere than in plain memory; "
             "torch.Tensor and torch.nn.Parameter are supported"

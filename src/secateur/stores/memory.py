@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from secateur.core.bits import pack
 from secateur.core.select import identity
 from secateur.core.types import Align, Part, Spec
 from secateur.errors import BadInput, NothingChosen
@@ -23,6 +24,7 @@ from . import attention, checks, names, roles
 from .checks import Entry
 from .names import Held, Stored
 from .roles import Fit, Owner
+from .shards import here, is_sharded
 
 Target = nn.Module | Mapping[str, Tensor] | Tensor
 """What `MemoryStore` takes."""
@@ -70,7 +72,7 @@ class MemoryStore:
 
     def every(self) -> list[Spec]:
         """Every parameter whose values can be counted, chosen or not: floating point and in memory."""
-        return [e.spec for e in self._entries if _countable(e)]
+        return [e.spec for e in self._local(self._entries) if _countable(e)]
 
     def parts(self, spec: Spec, align: Align) -> Iterable[Part]:
         """One part: the whole tensor, detached, in the target's memory and with its strides. Nothing is cut.
@@ -78,7 +80,7 @@ class MemoryStore:
         Raises:
             BadInput: a spec of another store.
         """
-        return (Part(spec, self.entry(spec).tensor.detach(), resident=True),)
+        return (Part(spec, self.values(spec), resident=True),)
 
     sum = staticmethod(identity)  # one worker: the core then knows that all there is lies in this memory
 
@@ -91,7 +93,8 @@ class MemoryStore:
         Refused are tensors without values (meta, lazy), of an unsupported dtype, layout or subclass, computed
         by a parametrisation or a mask, that cannot be written, or that share memory in part.
         """
-        checks.check([self.entry(s) for s in specs if s.skip is None], self._entries)
+        chosen = [self.entry(s) for s in specs if s.skip is None]
+        checks.check(self._local(chosen), self._local(self._entries))
 
     def staged(self, out: None, overwrite: bool) -> AbstractContextManager[None]:
         """Memory is written in place."""
@@ -103,6 +106,36 @@ class MemoryStore:
             return self._by_name[spec.name]
         except KeyError:
             raise BadInput(f"{spec} is not a tensor of this store.") from None
+
+    # What a `Pruner` holds goes by the values that lie in this process, which here are all there are.
+
+    spread = False
+    """Whether other processes hold parts of the tensors."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Inside it an error of one of several processes reaches all."""
+        return nullcontext()
+
+    def values(self, spec: Spec) -> Tensor:
+        """The values of a tensor, detached, in the target's memory."""
+        return self.entry(spec).tensor.detach()
+
+    def counts(self, spec: Spec) -> bool:
+        """Whether this process counts what it has of a tensor."""
+        return True
+
+    def like(self, spec: Spec, mask: Tensor) -> Tensor:
+        """A mask of `values` as one of the tensor."""
+        return mask
+
+    def bits_here(self, spec: Spec, mask: Tensor) -> Tensor | None:
+        """A mask of a tensor, bool or packed, as packed bits of `values`; ``None`` if it is none of such a tensor."""
+        packed = pack(mask) if mask.dtype == torch.bool and mask.shape == spec.shape else mask
+        return packed.clone() if packed.dtype == torch.uint8 and packed.numel() == (spec.numel + 7) // 8 else None
+
+    def _local(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """Entries with what lies in this process in place of the whole."""
+        return entries
 
 
 def _collect(target: Target) -> tuple[list[Stored], set[str] | None, dict[str, Owner]]:
@@ -238,6 +271,10 @@ def _fits(
 
 def view_of(t: Tensor) -> object:
     """A key that two tensors share exactly if they are the same view of the same memory."""
+    if is_sharded(t):  # by its storage, since an empty shard has no address
+        local = here(t)
+        where = local.untyped_storage()._cdata, local.storage_offset(), local.shape, local.stride()
+        return *where, t.shape, t.dtype, t.placements  # type: ignore[attr-defined]
     if type(t) not in checks.PLAIN or t.layout is not torch.strided or t.numel() == 0:
         return id(t)
     if t.is_meta:

@@ -34,7 +34,7 @@ from secateur.core.request import Request
 from secateur.core.rewire import rewire
 from secateur.core.schedules import OneShot, check_count, check_step
 from secateur.core.types import Spec
-from secateur.errors import BadInput, NotDefined
+from secateur.errors import BadInput, NotDefined, PlanMismatch
 
 from .held import Held, refuse_not_finite
 from .movement import Movement, check_movement
@@ -198,6 +198,16 @@ def check_rewiring(how: Any, schedule: Any, asked: Request, regrow: bool, grad_m
         raise NotDefined("rewire says what grows and when: leave regrow=True out.")
     if not grad_mask:
         raise NotDefined("rewire takes dense gradients itself, where it looks at them: leave grad_mask=False out.")
+
+
+def check_constant(how: Any, theirs: float, mine: float) -> None:
+    """Refuses the state of another sparsity, where rewiring keeps it constant.
+
+    Raises:
+        PlanMismatch: they differ.
+    """
+    if isinstance(how, RigL | SET) and theirs != mine:
+        raise PlanMismatch(f"the state is of sparsity {theirs}, which rewire keeps constant at {mine} here.")
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from torch.utils.weak import TensorWeakRef
 
 from secateur.core.bits import keep_
 from secateur.errors import BadTensor
+from secateur.stores.shards import here, is_sharded
 
 
 class Gradients:
@@ -32,7 +33,7 @@ class Gradients:
         """Writes zeros into a parameter's gradient where the bit is 0.
 
         Raises:
-            BadTensor: the gradient is sparse.
+            BadTensor: the gradient is sparse, or a DTensor that is cut otherwise than its parameter.
         """
         gradient = parameter.grad
         if gradient is None:
@@ -45,5 +46,10 @@ class Gradients:
             )
         if 0 in gradient.stride() or gradient.is_inference():  # expanded, or of inference mode: read-only
             gradient = parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
-        keep_(gradient, bits)
+        if is_sharded(gradient) and gradient.placements != parameter.placements:  # type: ignore[attr-defined]
+            raise BadTensor(
+                f"the gradient of a pruned tensor of shape {tuple(parameter.shape)} is placed {gradient.placements}, not as the "  # type: ignore[attr-defined]
+                f"tensor itself, {parameter.placements}, so that its elements lie elsewhere: leave the tensor out with ignore=."  # type: ignore[attr-defined]
+            )
+        keep_(here(gradient), bits)
         self._masked[parameter] = TensorWeakRef(gradient), gradient._version

@@ -8,17 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.core.bits import count_kept, keep_, live_bits, pack, unpack
+from secateur.core.bits import count_kept, keep_, live_bits, unpack
 from secateur.core.heads import Head
-from secateur.core.patterns import Channel
+from secateur.core.patterns import Channel, Pattern
 from secateur.core.plan import Plan
 from secateur.core.types import Spec
 from secateur.core.write import write_rows
 from secateur.errors import BadTensor, PlanMismatch
 from secateur.stores.memory import MemoryStore
+from secateur.stores.shards import here
 
 from .gradients import Gradients
-from .optimizers import mask_state
+from .optimizers import STATE_KEYS, mask_state
 from .parameters import parameters_by_name
 
 
@@ -26,21 +27,24 @@ class Held:
     """Packed keep-masks over the parameters of a module.
 
     Attributes:
-        bits: name to packed mask (uint8, on the tensor's device); a tensor that is not in it is held nowhere.
+        bits: name to packed mask (uint8, on the tensor's device) of what lies in this process; a tensor that is not in it is
+            held nowhere.
         parameters: the parameters that go by each name.
     """
 
     def __init__(self, model: nn.Module, store: MemoryStore, state_keys: frozenset[str]) -> None:
-        self._store, self._state_keys = store, state_keys
+        self._store, self._state_keys = store, STATE_KEYS | state_keys
         self._specs = {n: s for s in store.specs() for n in (s.name, *s.aliases)}
         self.parameters = parameters_by_name(model, store)
         self.bits: dict[str, Tensor] = {}
+        self._kept: dict[str, int] = {}
         self._gradients = Gradients()
 
     def over(self, model: nn.Module, store: MemoryStore) -> Held:
         """The same masks over a copy of the model."""
         other = Held(model, store, self._state_keys)
         other.bits = {name: bits.clone() for name, bits in self.bits.items()}
+        other._kept = dict(self._kept)
         return other
 
     def spec(self, name: str) -> Spec:
@@ -48,20 +52,42 @@ class Held:
         return self._specs[name]
 
     def tensor(self, spec: Spec) -> Tensor:
-        """Its values, in the model's own memory."""
-        return self._store.entry(spec).tensor
+        """Its values that lie in this process, in the model's own memory."""
+        return self._store.values(spec)
 
     def kept(self, spec: Spec) -> int:
-        """How many weights of a tensor are not held at zero."""
-        bits = self.bits.get(spec.name)
-        return spec.numel if bits is None else count_kept(bits)
+        """How many weights of a tensor are not held at zero, over all processes. Known, so that one may ask alone."""
+        return self._kept.get(spec.name, spec.numel)
+
+    def hold(self, masks: Mapping[str, Tensor]) -> None:
+        """Holds these masks, packed, and no others."""
+        self.bits.clear()
+        self._kept.clear()
+        self._add(masks)
+
+    def _add(self, masks: Mapping[str, Tensor]) -> None:
+        self.bits.update(masks)
+        self._kept.update(zip(masks, self._counted(masks), strict=True))
+
+    def _counted(self, masks: Mapping[str, Tensor]) -> list[int]:
+        """How many bits are set in each of some masks, over all processes."""
+        mine = [count_kept(bits) if self._store.counts(self._specs[name]) else 0 for name, bits in masks.items()]
+        found: list[int] = self._store.sum(torch.tensor(mine, dtype=torch.int64)).tolist()
+        return found
 
     def mask(self, spec: Spec) -> Tensor:
-        """The keep-mask of a tensor: bool, of its shape, on its device."""
-        device, bits = self.tensor(spec).device, self.bits.get(spec.name)
+        """The keep-mask of a tensor: bool, of its shape, on its device; of a DTensor another one."""
+        t, bits = self.tensor(spec), self.bits.get(spec.name)
         if bits is None:
-            return torch.ones(spec.shape, dtype=torch.bool, device=device)
-        return unpack(bits, 0, spec.numel).view(spec.shape).to(device)
+            return self._store.like(spec, torch.ones(t.shape, dtype=torch.bool, device=t.device))
+        return self._store.like(spec, unpack(bits, 0, t.numel()).view(t.shape).to(t.device))
+
+    def state(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Copies of the masks to be saved: packed; or, of a model that is cut over processes, those of all ``names``, each cut
+        as its tensor is, since a checkpoint that is loaded by another number of processes cuts by elements, not by bits."""
+        if self._store.spread:
+            return {self._specs[n].name: self.mask(self._specs[n]) for n in names}
+        return {name: bits.clone() for name, bits in self.bits.items()}
 
     def checked(self, masks: Mapping[str, Tensor], chosen: set[str] | None) -> dict[str, Tensor]:
         """Masks as given, packed or bool, as packed ones by the names of here.
@@ -72,8 +98,8 @@ class Held:
         found = {}
         for name, mask in masks.items():
             spec = self._specs.get(name)
-            packed = pack(mask) if spec is not None and mask.dtype == torch.bool and mask.shape == spec.shape else mask
-            if spec is None or packed.dtype != torch.uint8 or packed.numel() != (spec.numel + 7) // 8:
+            packed = None if spec is None else self._store.bits_here(spec, mask)
+            if spec is None or packed is None:
                 raise PlanMismatch(
                     f"the mask of {spec or repr(name)} does not have a bit for each weight of such a tensor."
                 )
@@ -82,29 +108,29 @@ class Held:
                     f"{spec} is not among the tensors that this pruner holds ({', '.join(sorted(chosen)[:4])}"
                     f"{', …' if len(chosen) > 4 else ''}): name it in include=, or leave its mask out."
                 )
-            found[spec.name] = packed.clone().to(self.tensor(spec).device)
+            found[spec.name] = packed.to(self.tensor(spec).device)
         return found
 
     @torch.no_grad()
     def take_zeros(self, specs: Iterable[Spec], pruned: bool) -> None:
         """Takes as masks what is zero now; tensors that are wholly zero only if they were ``pruned``."""
-        for spec in specs:
-            bits = live_bits(self.tensor(spec))
-            kept = count_kept(bits)
-            if kept == spec.numel or (kept == 0 and spec.name not in self.bits and not pruned):
-                self.bits.pop(spec.name, None)
+        live = {spec.name: live_bits(self.tensor(spec)) for spec in specs}
+        for (name, bits), kept in zip(live.items(), self._counted(live), strict=True):
+            if kept == self._specs[name].numel or (kept == 0 and name not in self.bits and not pruned):
+                self.bits.pop(name, None)
+                self._kept.pop(name, None)
             else:
-                self.bits[spec.name] = bits
+                self.bits[name], self._kept[name] = bits, kept
 
     @torch.no_grad()
     def swap(self, masks: Mapping[str, Tensor], optimizers: Sequence[Optimizer]) -> None:
         """Takes other masks, packed. What does not live both before and after is zeroed, and its gradient and state too."""
         masked = self._masked({name: bits & self.bits.get(name, bits) for name, bits in masks.items()})
         for parameter, bits in masked:
-            keep_(parameter, bits)
+            keep_(here(parameter), bits)
             self._gradients.mask(parameter, bits)
         mask_state(optimizers, masked, self._state_keys)
-        self.bits.update(masks)
+        self._add(masks)
 
     def carry_out(self, made: Plan) -> None:
         """Writes the zeros of a plan."""
@@ -115,7 +141,7 @@ class Held:
     def zero_weights(self) -> None:
         """Writes zeros wherever they are held."""
         for parameter, bits in self._masked(self.bits):
-            keep_(parameter, bits)
+            keep_(here(parameter), bits)
 
     def zero_gradient(self, name: str, parameter: Tensor) -> None:
         """Writes zeros into a parameter's gradient where its weights are held."""
@@ -149,10 +175,10 @@ class Held:
         known = {n: s for s in store.specs() for n in (s.name, *s.aliases)}
         for name in self.bits:
             mine, theirs = self._specs[name], known.get(name)
-            if theirs is None or theirs.shape != mine.shape:
+            if theirs is None or theirs.shape != mine.shape or store.values(theirs).shape != self.tensor(mine).shape:
                 raise PlanMismatch(f"the pruner holds {mine}, but the model has {theirs or 'no such tensor'}.")
         for name, bits in self.bits.items():
-            t = store.entry(known[name]).tensor
+            t = store.values(known[name])
             keep_(t, bits.to(t.device))
 
     def _masked(self, masks: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
@@ -172,6 +198,12 @@ def refuse_not_finite(t: Tensor, what: str, step: int) -> None:
 def followers_of(made: Plan) -> list[str]:
     """Names of the tensors whose slices go along with the units of a plan."""
     return [m.name for row in made.chosen for m in row.followers] if isinstance(made.pattern, Channel | Head) else []
+
+
+def may_be_held(chosen: Iterable[Spec], pattern: Pattern) -> list[str]:
+    """Names of the tensors that may be held: those chosen, and the biases that go along with their units."""
+    along = pattern if isinstance(pattern, Channel | Head) else None
+    return [name for s in chosen for name in (s.name, *(m.name for m in (along.grid(s).followers if along else ())))]
 
 
 def emptied(made: Plan, held: Held) -> str:

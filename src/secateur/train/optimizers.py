@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from secateur.core.bits import keep_
 from secateur.errors import BadInput, NotDefined, SecateurWarning
+from secateur.stores.shards import here
 
 ELEMENTWISE = (
     "SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Adafactor", "Adamax", "Rprop",
@@ -47,6 +48,11 @@ def bare(optimizer: Any) -> Optimizer:
             "no mask holds during a step: train with another optimizer."
         )
     return inner
+
+
+def listed(optimizer: Any) -> list[Any]:
+    """None, one or several optimizers as a list."""
+    return list(optimizer) if isinstance(optimizer, list | tuple) else [] if optimizer is None else [optimizer]
 
 
 def held_by(optimizer: Optimizer) -> set[int]:
@@ -134,4 +140,4 @@ def mask_state(
             for key, value in state.items():
                 if key in state_keys and isinstance(value, Tensor) and value.shape == parameter.shape:
                     if value.is_floating_point():
-                        keep_(value, bits.to(value.device))
+                        keep_(here(value), bits.to(value.device))

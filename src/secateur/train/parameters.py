@@ -9,19 +9,30 @@ from dataclasses import replace
 from torch import nn
 
 from secateur.core.allocate import prune_count
-from secateur.core.bits import count_kept, live_bits
 from secateur.core.criteria import is_named
+from secateur.core.elements import survey
+from secateur.core.fast import settle
 from secateur.core.keys import FORMATS
-from secateur.core.make import make
+from secateur.core.make import eligible, make
+from secateur.core.patterns import Pattern
 from secateur.core.request import Request
 from secateur.core.schedules import AcDc, Schedule, target_of
+from secateur.core.select import Cut, identity
 from secateur.core.types import Spec
 from secateur.errors import BadInput, BadTensor, SecateurWarning
-from secateur.stores.base import matches
+from secateur.stores.base import choose, matches
 from secateur.stores.memory import MemoryStore
 
 Filter = str | Sequence[str] | None
 """What ``include=`` and ``ignore=`` take."""
+
+
+def can_carry(store: MemoryStore, pattern: Pattern, include: Filter, ignore: Filter) -> list[Spec]:
+    """The tensors of a model, those chosen that can carry the pattern; warns of the others."""
+    specs, texts = eligible(choose(store.specs(), include, ignore), pattern)
+    for text in texts:
+        warnings.warn(text, SecateurWarning, stacklevel=5)
+    return specs
 
 
 def trainable(specs: Sequence[Spec], store: MemoryStore, holds: bool = False) -> list[Spec]:
@@ -47,7 +58,7 @@ def trainable(specs: Sequence[Spec], store: MemoryStore, holds: bool = False) ->
     if holds and not any(_has_zeros(s, store) for s in out if s.skip is None):
         text = _of_merging(out, store)
         if text:
-            warnings.warn(f"this Pruner holds nothing: what it could hold has no zeros.{text}", SecateurWarning, 3)
+            warnings.warn(f"this Pruner holds nothing: what it could hold has no zeros.{text}", SecateurWarning, 5)
     return out
 
 
@@ -65,8 +76,13 @@ def _of_merging(specs: Sequence[Spec], store: MemoryStore) -> str:
 
 def _has_zeros(spec: Spec, store: MemoryStore) -> bool:
     """Whether some weights are zero, and not all: a tensor that begins at zero, such as LoRA's B, is not pruned."""
-    tensor = store.entry(spec).tensor
-    return spec.dtype in FORMATS and not tensor.is_meta and 0 < count_kept(live_bits(tensor)) < spec.numel
+    return spec.dtype in FORMATS and not store.entry(spec).tensor.is_meta and 0 < _zeros(spec, store) < spec.numel
+
+
+def _zeros(spec: Spec, store: MemoryStore) -> int:
+    """How many weights of a tensor are zero, over all processes."""
+    found = settle(spec, store.parts, Cut(1, 0)) if store.sum is identity else None
+    return found.zeros if found is not None else survey(spec, store.parts, store.sum).zeros
 
 
 def check_schedule(
@@ -109,7 +125,7 @@ def _check_zeros(target: float, specs: Sequence[Spec], store: MemoryStore) -> No
     total = sum(s.numel for s in chosen)
     if not total:
         return
-    zeros = total - sum(count_kept(live_bits(store.entry(s).tensor)) for s in chosen)
+    zeros = sum(_zeros(s, store) for s in chosen)
     if zeros > prune_count(total, target):
         raise BadInput(
             f"the schedule ends at {target}, and {zeros:,} of the {total:,} chosen weights are zero already "

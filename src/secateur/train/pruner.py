@@ -14,23 +14,24 @@ from torch.optim import Optimizer
 
 from secateur.core.criteria import Criterion
 from secateur.core.heads import Head
-from secateur.core.make import eligible, make
+from secateur.core.make import make
 from secateur.core.patterns import Channel, Pattern
 from secateur.core.plan import Plan
 from secateur.core.request import Request
 from secateur.core.schedules import Schedule
 from secateur.core.spelling import Allocation
 from secateur.core.types import Spec
-from secateur.errors import BadInput, NotDefined, PlanMismatch, SecateurError, SecateurWarning
-from secateur.stores.base import choose, matches
-from secateur.stores.memory import MemoryStore
+from secateur.errors import BadInput, NotDefined, SecateurError, SecateurWarning
+from secateur.stores.base import matches
+from secateur.stores.dtensor import live
 
+from .alike import check_alike, check_sharded, together
 from .closures import before_use, with_loss
-from .dynamic import SET, Rewiring, RigL, check_rewiring, move_masks
-from .held import Held, emptied, followers_of
+from .dynamic import SET, Rewiring, RigL, check_constant, check_rewiring, move_masks
+from .held import Held, emptied, followers_of, may_be_held
 from .movement import Movement
-from .optimizers import STATE_KEYS, bare, check_follows, drop_gradients, goes_last, mixes, skipped, warn_of_waiting
-from .parameters import Filter, check_dtypes, check_schedule, trainable
+from .optimizers import bare, check_follows, drop_gradients, goes_last, listed, mixes, skipped, warn_of_waiting
+from .parameters import Filter, can_carry, check_dtypes, check_schedule, trainable
 from .scores import Memory, restored
 from .state import check_state
 
@@ -108,18 +109,22 @@ class Pruner:
         asked = self._ask(0.0)
         check_rewiring(rewire, schedule, asked, regrow, grad_mask)
         self._pattern, self._rewire, self._roles = asked.pattern, rewire, roles
-        self._store = MemoryStore(model, roles=roles)
-        self._specs = trainable(self._choice(include, ignore), self._store, schedule is None and rewire is None)
-        self._store.check(self._specs)
-        if rewire is None or isinstance(rewire, Movement):
-            check_schedule(schedule, self._specs, self._store, self._ask, regrow)
-        self._held = Held(model, self._store, STATE_KEYS | set(state_keys))
-        self._memory = Memory(rewire, self._chosen, self._held) if isinstance(rewire, Movement) else None
-        self._steps, self._waiting, self._value = 0, 0, 0.0
-        self._optimizers: list[Optimizer] = []
-        self._foreign: list[Optimizer] = []
+        self._store, self._state_keys = live(model, roles), frozenset(state_keys)
+        self._steps, self._waiting, self._value, self._alike = 0, 0, 0.0, False
+        self._optimizers, self._foreign = list[Optimizer](), list[Optimizer]()
         self._handles: list[Any] = []
-        optimizers = optimizer if isinstance(optimizer, list | tuple) else [] if optimizer is None else [optimizer]
+        self._begin(asked, include, ignore, listed(optimizer))
+
+    @together
+    def _begin(self, asked: Request, include: Filter, ignore: Filter, optimizers: Sequence[Any]) -> None:
+        schedule, rewire, store = self._schedule, self._rewire, self._store
+        self._specs = trainable(can_carry(store, self._pattern, include, ignore), store, not (schedule or rewire))
+        store.check(self._specs)
+        check_sharded(store, asked, self._specs, rewire)
+        if rewire is None or isinstance(rewire, Movement):
+            check_schedule(schedule, self._specs, store, self._ask, self._regrow)
+        self._held = Held(self._model, store, self._state_keys)
+        self._memory = Memory(rewire, self._chosen, self._held) if isinstance(rewire, Movement) else None
         for o in optimizers:
             self._check_follows(bare(o), of=len(optimizers))
         if value := self._value_at(0):
@@ -161,8 +166,9 @@ class Pruner:
         Raises:
             PlanMismatch: a tensor is missing or has another shape. Nothing has been written.
         """
-        self._held.zero_other(MemoryStore(model, roles=self._roles))
+        self._held.zero_other(live(model, self._roles))
 
+    @together
     def plan(self, sparsity: float) -> Plan:
         """What would be pruned at a sparsity, as data; nothing is touched."""
         check_dtypes(self._specs, self._store)
@@ -208,9 +214,10 @@ class Pruner:
             raise NotDefined("movement pruning makes its masks by its scores: load a whole state instead.")
         self._take(masks)
 
+    @together
     def _take(self, masks: Mapping[str, Tensor]) -> None:
         along = isinstance(self._pattern, Channel | Head)
-        self._held.bits = self._held.checked(masks, None if along else {s.name for s in self._chosen})
+        self._held.hold(self._held.checked(masks, None if along else {s.name for s in self._chosen}))
         self._held.zero_weights()
         self._held.zero_rest(self._optimizers, self._grad_mask)
 
@@ -292,11 +299,12 @@ class Pruner:
         return 0.0 if self._schedule is None else self._schedule(at)
 
     @torch.no_grad()
+    @together
     def _change(self, value: float) -> None:
         """Prunes to a sparsity, and takes what is zero then as the mask."""
         self._held.zero_weights()
         if self._regrow and not value:
-            self._held.bits.clear()  # what is zero now is not held: it may grow again
+            self._held.hold({})  # what is zero now is not held: it may grow again
             self._value = value
             return
         made = self._planned(value)
@@ -315,13 +323,16 @@ class Pruner:
     def _hold_zeros(self, followers: Sequence[str] = ()) -> None:
         self._held.take_zeros((*self._chosen, *(self._held.spec(n) for n in followers)), pruned=self._value > 0)
         self._held.zero_rest(self._optimizers, self._grad_mask)
+        if not self._alike and (self._value or self._schedule is None):
+            check_alike(self._model, self._held.bits)
+            self._alike = True
 
     def _hook_gradients(self) -> None:
+        along, chosen = isinstance(self._pattern, Channel | Head), {s.name for s in self._chosen}
         for name, parameters in self._held.parameters.items():
-            if name in {s.name for s in self._chosen} or isinstance(self._pattern, Channel | Head):
-                for p in parameters:
-                    if p.requires_grad:
-                        self._handles.append(p.register_post_accumulate_grad_hook(self._accumulated(name)))
+            for p in parameters if along or name in chosen else ():
+                if p.requires_grad:
+                    self._handles.append(p.register_post_accumulate_grad_hook(self._accumulated(name)))
 
     def _accumulated(self, name: str) -> Callable[[Tensor], None]:
         first = name == self._chosen[0].name
@@ -334,14 +345,6 @@ class Pruner:
                 self._held.zero_gradient(name, parameter)
 
         return mask
-
-    # Names
-
-    def _choice(self, include: Filter, ignore: Filter) -> list[Spec]:
-        specs, texts = eligible(choose(self._store.specs(), include, ignore), self._pattern)
-        for text in texts:
-            warnings.warn(text, SecateurWarning, stacklevel=4)
-        return specs
 
     @property
     def _chosen(self) -> list[Spec]:
@@ -359,7 +362,7 @@ class Pruner:
             "version": 1, "steps": self._steps, "value": self._value,
             "shapes": {s.name: tuple(s.shape) for s in self._chosen},
             "held": sorted(self._held.bits),
-            "masks": {name: bits.clone() for name, bits in self._held.bits.items()},
+            "masks": self._held.state(may_be_held(self._chosen, self._pattern)),
             **({} if self._memory is None else {"movement": self._memory.state()}),
         }  # fmt: skip
 
@@ -372,12 +375,9 @@ class Pruner:
                 Nothing is touched.
         """
         check_state(state, {s.name: tuple(s.shape) for s in self._chosen})
-        if isinstance(self._rewire, RigL | SET) and state["value"] != self._value:
-            raise PlanMismatch(
-                f"the state is of sparsity {state['value']}, which rewire keeps constant at {self._value} here."
-            )
+        check_constant(self._rewire, state["value"], self._value)
         memory = restored(self._rewire, self._chosen, self._held, state)
-        self._take(state["masks"])
+        self._take({name: state["masks"][name] for name in state["held"]})
         self._memory = memory
         self._steps, self._value, self._waiting = state["steps"], state["value"], 0
 
@@ -390,7 +390,7 @@ class Pruner:
         for name, value in self.__dict__.items():
             if name not in skipped:
                 setattr(other, name, copy.deepcopy(value, memo))
-        other._model, other._store = model, MemoryStore(model, roles=self._roles)
+        other._model, other._store = model, live(model, self._roles)
         other._specs = self._specs
         other._held = self._held.over(model, other._store)
         other._optimizers, other._foreign, other._handles = [], [], []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from secateur.core.allocate import check_sparsity
@@ -40,7 +41,9 @@ def check_state(state: Any, mine: Mapping[str, tuple[int, ...]]) -> None:
             f"{n}: {theirs.get(n, 'missing')} in the state, {mine.get(n, 'missing')} here" for n in odd[:6]
         )
         raise PlanMismatch(f"the state is of another model or another choice of tensors: {told}.")
-    if lost := sorted({*state["held"]} ^ {*masks}):
+    # Of a model that is cut over processes there are bool masks of all tensors, held or not.
+    held = {*state["held"]}
+    if lost := sorted(held - {*masks} | {n for n, m in masks.items() if n not in held and m.dtype == torch.uint8}):
         raise PlanMismatch(
             f"the state holds {', '.join(state['held'])}, and has masks of {', '.join(masks)}: see {lost[0]}."
         )
