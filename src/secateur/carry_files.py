@@ -68,10 +68,10 @@ def plan_files(store: Store, request: Request, include: Globs, ignore: Globs, fi
     if how.engine == "torch":
         ranks = Ranks()
         own = CheckpointStore(
-            store.path, roles=store.roles, memory=store.memory, share=(ranks.rank, ranks.world), sum=ranks.sum
+            store.path, roles=store.roles, memory=store.memory, share=(ranks.rank, ranks.world), sum=ranks.sum, ends=store.ends
         )
         return make_plan(own, request, include, ignore, stacklevel=6)
-    there = partial(planned_there, store.path, store.roles, store.memory, request, include, ignore)
+    there = partial(planned_there, store.path, store.roles, store.memory, store.ends, request, include, ignore)
     run = together if how.engine == "processes" else together_on_ray
     made, noted = run(there, how.workers)
     for text in noted:
@@ -80,13 +80,13 @@ def plan_files(store: Store, request: Request, include: Globs, ignore: Globs, fi
 
 
 def planned_there(
-    path: Path, roles: Mapping[str, str] | None, memory: int, request: Request, include: Globs, ignore: Globs,
-    worker: int, workers: int, add: Add,
+    path: Path, roles: Mapping[str, str] | None, memory: int, ends: tuple[str | None, str | None], request: Request,
+    include: Globs, ignore: Globs, worker: int, workers: int, add: Add,
 ) -> tuple[Plan, tuple[str, ...]]:  # fmt: skip
     """The plan, made by one of several workers, each of which counts in its own files."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", SecateurWarning)
-        store = CheckpointStore(path, roles=roles, memory=memory, share=(worker, workers), sum=add)
+        store = CheckpointStore(path, roles=roles, memory=memory, share=(worker, workers), sum=add, ends=ends)
         made = make_plan(store, request, include, ignore)
     return made, made.warnings
 
@@ -137,9 +137,11 @@ def _folder(
     before = store.stamp()
     whole = {"asked": dict(asked), "source": before}
     stage = left_by_another(target, whole) if how.resume else None
-    made = load_plan(stage.plan) if stage is not None and stage.plan.is_file() else make()
+    made = make() if stage is None else None
     stage = stage or begun(target, whole, store.nbytes)
     with kept_if_begun(stage):
+        if made is None:
+            made = load_plan(stage.plan) if stage.plan.is_file() else make()
         if not stage.plan.is_file():
             save_plan(made, stage.plan)
         if stage.placed:  # an interrupted run left only this to do

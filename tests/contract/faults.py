@@ -151,7 +151,7 @@ def _looked_at(
         yield f"it ended with {code}"
     if fault == "EINTR once" and code != PASSED:
         yield "it did not succeed"
-    if not scene.exchange and code == -signal.SIGKILL:  # old and new may both lie aside for a moment: cleaning puts one back
+    if not scene.exchange:  # the old one lies aside for a moment: cleaning puts it back, if the new one did not come
         cleaned(p for p in folder.iterdir() if ".old-" in p.name)
     state = _state(scene)
     if state not in (old, new) or (code == PASSED and state != new):

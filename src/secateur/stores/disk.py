@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -81,26 +80,35 @@ def locked(fd: int, path: Path_) -> bool:
     return True
 
 
-class _Raw(io.RawIOBase):
-    """An open file, for `writer`."""
+class Writer:
+    """A new file that bytes are added to; `BUFFER` of them at a time go to disk. (One of Python's own would write what is left of
+    it whenever it is let go of, to a descriptor that may be another file's by then.)"""
 
     def __init__(self, fd: int, path: Path_) -> None:
-        self._fd, self._path = fd, path
-
-    def writable(self) -> bool:
-        return True
+        self._fd, self._path, self._held = fd, path, bytearray()
 
     def write(self, data: Any) -> int:
+        """Adds bytes; returns how many."""
         view = memoryview(data).cast("B")
-        write_all(self._fd, self._path, view)
+        if len(self._held) + len(view) > BUFFER:
+            self.flush()
+        if len(view) > BUFFER:
+            write_all(self._fd, self._path, view)
+        else:
+            self._held += view
         return len(view)
+
+    def flush(self) -> None:
+        """Writes what is held."""
+        write_all(self._fd, self._path, memoryview(bytes(self._held)))
+        self._held.clear()
 
 
 @contextmanager
 def writer(path: Path_) -> Iterator[IO[bytes]]:
-    """A new file to write bytes to, a buffer at a time."""
+    """A new file, to be written to; whole when the block ends without an error."""
     with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as fd:
-        out = io.BufferedWriter(_Raw(fd, path), BUFFER)
+        out = Writer(fd, path)
         yield cast(IO[bytes], out)
         out.flush()
 

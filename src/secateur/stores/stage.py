@@ -136,8 +136,9 @@ def left_by_another(out: Path, asked: Mapping[str, Any]) -> Stage | None:
         lock = _locked(path / JOURNAL)
         if lock is None:
             raise BadInput(f"another run is making {out} just now: wait for it, or choose another path.")
-        stage = Stage(out, path, lock, placed=_is_placed(path, out))
+        stage = Stage(out, path, lock)
         try:
+            stage.placed = _is_placed(path, out)
             _refuse_another(stage, asked)
             stage.path = stage_of(out)
             disk.rename(path, stage.path)  # lest somebody take it for one that a killed run left
