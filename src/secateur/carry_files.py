@@ -37,7 +37,10 @@ def prune_files(
 ) -> Report:
     """Prunes files to ``out``; see `secateur.prune`."""
     assert isinstance(store, CheckpointStore)
-    asked = {**request.asked(), "include": globs(include), "ignore": globs(ignore), "roles": dict(store.roles or {})}
+    asked = {
+        **request.asked(), "include": globs(include), "ignore": globs(ignore), "roles": dict(store.roles or {}),
+        "ends": list(store.ends),
+    }  # fmt: skip
     how = files or Files()
     return _carry_out(store, Path(out), asked, lambda: plan_files(store, request, include, ignore, how), overwrite, how)
 
