@@ -13,7 +13,7 @@ import torch
 
 from secateur.carry import Globs, make_plan, refuse_other
 from secateur.carry_ranks import written_by_ranks
-from secateur.carry_stage import Carried, fill, kept_if_begun, manifest, refuse_changed
+from secateur.carry_stage import Carried, fill, kept_if_begun, manifest, refuse_changed, written_down
 from secateur.core.criteria import is_named
 from secateur.core.heads import Head
 from secateur.core.plan import Plan
@@ -29,7 +29,7 @@ from secateur.stores.base import Store, globs
 from secateur.stores.checkpoint import CheckpointStore
 from secateur.stores.planfile import load_plan, save_plan
 from secateur.stores.rewrite import Counted, read_back, rewrite
-from secateur.stores.stage import begun, left_by_another
+from secateur.stores.stage import begun, is_placed, left_by_another
 from secateur.stores.staging import staged
 
 
@@ -38,7 +38,10 @@ def prune_files(
 ) -> Report:
     """Prunes files to ``out``; see `secateur.prune`."""
     assert isinstance(store, CheckpointStore)
-    asked = {**request.asked(), "include": globs(include), "ignore": globs(ignore), "roles": dict(store.roles or {})}
+    asked = {
+        **request.asked(), "include": globs(include), "ignore": globs(ignore), "roles": dict(store.roles or {}),
+        "ends": list(store.ends),
+    }  # fmt: skip
     how = files or Files()
     return _carry_out(store, Path(out), asked, lambda: plan_files(store, request, include, ignore, how), overwrite, how)
 
@@ -137,7 +140,8 @@ def _carry_out(
     if how.engine == "torch":
         made, counted = written_by_ranks(store, out, asked, make, overwrite, how)
     else:
-        target = store.refuse_out(out, overwrite, how.in_place)
+        placed = how.resume and store.path.is_dir() and is_placed(Path.cwd() / out)
+        target = store.refuse_out(out, overwrite or placed, how.in_place)
         write = _one_file if not store.path.is_dir() else _folder
         made, counted = write(store, target, asked, make, overwrite or how.in_place, how)
     return Report(report_rows(store, made, counted), made.asked(), made.warnings, str(out))
@@ -173,16 +177,20 @@ def _folder(
     before = store.stamp()
     whole = {"asked": dict(asked), "source": before}
     stage = left_by_another(target, whole) if how.resume else None
-    made = load_plan(stage.plan) if stage is not None and stage.plan.is_file() else make()
+    made = make() if stage is None else None
     stage = stage or begun(target, whole, store.nbytes)
     with kept_if_begun(stage):
+        if made is None:
+            made = load_plan(stage.plan) if stage.plan.is_file() else make()
         if not stage.plan.is_file():
             save_plan(made, stage.plan)
-        fill(store, made, stage, how)
-        refuse_changed(store, before)
-        counted = {n: c for done in stage.done.values() for n, c in done.counted.items()}
-        stage.commit(manifest(store, made, stage.done, stage.result), overwrite)
-    return made, counted
+        if stage.placed:  # an interrupted run left only this to do
+            stage.remove()
+        else:
+            fill(store, made, stage, how)
+            refuse_changed(store, before)
+            stage.commit(manifest(store, made, stage.done, stage.result), overwrite)
+        return made, written_down(stage.done)
 
 
 def report_rows(store: CheckpointStore, made: Plan, counted: Mapping[str, Counted]) -> tuple[ReportRow, ...]:

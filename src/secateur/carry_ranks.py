@@ -14,7 +14,7 @@ from secateur.files import Files
 from secateur.stores.checkpoint import CheckpointStore, shared_out
 from secateur.stores.planfile import load_plan, save_plan
 from secateur.stores.rewrite import Done, read_back, rewrite
-from secateur.stores.stage import Stage, begun, left_by_another
+from secateur.stores.stage import Stage, begun, is_placed, left_by_another
 
 
 def written_by_ranks(
@@ -30,7 +30,9 @@ def written_by_ranks(
             "ranks share the files of a folder; a single file is written by one worker: leave engine= out."
         )
     ranks = Workers()
-    target = ranks.first(lambda: store.refuse_out(out, overwrite, how.in_place))
+    target = ranks.first(
+        lambda: store.refuse_out(out, overwrite or (how.resume and is_placed(Path.cwd() / out)), how.in_place)
+    )
     before = ranks.first(store.stamp)
     whole = {"asked": dict(asked), "source": before}
     stage: Stage | None = None
@@ -43,24 +45,31 @@ def written_by_ranks(
     old = ranks.first(found)
     made = load_plan(old[0]) if old is not None else make()
 
-    def start() -> tuple[Path, list[str], int]:
+    def start() -> tuple[Path, list[str]]:
         nonlocal stage
         stage = stage or begun(target, whole, store.nbytes)
-        if not stage.plan.is_file():
-            save_plan(made, stage.plan)
-        left = missing(store, stage)
-        how.progress(len(stage.done), len(store.files), left[0] if left else "")
-        return stage.path, left, len(stage.done)
+        try:
+            if not stage.plan.is_file():
+                save_plan(made, stage.plan)
+            left = [] if stage.placed else missing(store, stage)
+            how.progress(len(stage.done), len(store.files), left[0] if left else "")
+        except BaseException:
+            with kept_if_begun(stage):
+                raise
+        return stage.path, left
 
-    path, left, _ = ranks.first(start)
+    path, left = ranks.first(start)
     if stage is None:
         return made, _counted(
-            _fill(ranks, store, made, Stage(target, path, -1), left, how), ranks, None, lambda done: None
+            _fill(ranks, store, made, Stage(target, path, None), left, how), ranks, None, lambda done: None
         )
     with kept_if_begun(stage):
         held = stage
 
         def finish(done: dict[str, Done]) -> None:
+            if held.placed:  # an interrupted run left only this to do
+                held.remove()
+                return
             refuse_changed(store, before)
             held.commit(manifest(store, made, done, held.result), overwrite or how.in_place)
 

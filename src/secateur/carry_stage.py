@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -45,7 +45,8 @@ def kept_if_begun(stage: Stage) -> Iterator[None]:
         yield
     except BaseException as e:
         if not stage.done:
-            stage.remove()
+            with suppress(OSError):  # of a disk that fails at everything; the first error is the one to tell
+                stage.remove()
         elif isinstance(e, Exception):
             e.add_note(f"{len(stage.done)} files are done; go on with them by resume (--resume).")
         raise
@@ -117,6 +118,11 @@ def _known(source: Path, roles: tuple[tuple[str, str], ...], memory: int, plan: 
     return load_plan(plan), CheckpointStore(source, roles=dict(roles), memory=memory)
 
 
+def written_down(done: Mapping[str, Done]) -> dict[str, Counted]:
+    """What was counted in all files."""
+    return {n: c for d in done.values() for n, c in d.counted.items()}
+
+
 def refuse_changed(store: CheckpointStore, before: Mapping[str, Any]) -> None:
     if store.stamp() != before:
         raise SecateurError(f"{store.path} changed while it was pruned; run it again.")
@@ -125,7 +131,11 @@ def refuse_changed(store: CheckpointStore, before: Mapping[str, Any]) -> None:
 def manifest(store: CheckpointStore, made: Plan, done: Mapping[str, Done], result: Path) -> dict[str, Any]:
     """What is in a result, for `verify`: the same for the same result, whoever made it and when."""
     counted = {n: c.zeros for d in done.values() for n, c in d.counted.items()}
-    others = [p for p in result.rglob("*") if p.is_file() and p.name not in (*done, MANIFEST)]
+    others = [
+        p
+        for p in result.rglob("*")
+        if p.is_file() and p.relative_to(result).parts not in {(f,) for f in (*done, MANIFEST)}
+    ]
     return {
         "secateur_manifest": 1,
         "asked": {**made.asked(), "nonfinite": made.nonfinite},
@@ -137,4 +147,4 @@ def manifest(store: CheckpointStore, made: Plan, done: Mapping[str, Done], resul
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(disk.read_bytes(path)).hexdigest()

@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 import secateur
 
-NO_MODEL = {"compare", "elementwise", "from_packed", "load_plan", "magnitude", "random", "save_plan", "unpack_file", "verify"}
+NO_MODEL = {
+    "compare",
+    "elementwise",
+    "from_packed",
+    "load_plan",
+    "magnitude",
+    "random",
+    "save_plan",
+    "unpack_file",
+    "verify",
+}
 """Public functions that are never given a model."""
 
 

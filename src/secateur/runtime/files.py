@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from secateur.core.packed import Encoding, Packed, decode, encode, misfit, packable
 from secateur.errors import BadInput
+from secateur.stores import disk
 from secateur.stores.safetensors_file import INDEX_SUFFIX, PACKED, SUFFIX, carry_over, read_raw
 from secateur.stores.staging import refuse_place, refuse_result, refuse_suffix, staged
 
@@ -143,15 +144,15 @@ def _written(folder: Path | None, stage: Path, files: list[str], renamed: Callab
         names |= dict.fromkeys(held, renamed(file))
         size += sum(held.values())
     for index in stage.glob(f"*{INDEX_SUFFIX}"):  # one at the most, and readable: the source was read by it
-        facts = json.loads(index.read_text("utf-8"))
+        facts = json.loads(disk.read_text(index))
         about = facts.get("metadata")
         facts = {
             **facts,
             "metadata": {**(about if isinstance(about, dict) else {}), "total_size": size},
             "weight_map": names,
         }
-        index.unlink()
-        (stage / renamed(index.name)).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", "utf-8")
+        disk.remove(index)
+        disk.write_new(stage / renamed(index.name), json.dumps(facts, indent=2, sort_keys=True) + "\n")
     return sum((stage / renamed(file)).stat().st_size for file in files)
 
 

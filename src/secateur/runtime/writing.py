@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import SecateurError
+from secateur.stores import disk
 from secateur.stores.safetensors_file import checksum, read_header
 from secateur.stores.staging import readable_by_all
 
@@ -113,7 +114,7 @@ class Spool:
             SecateurError: it does not read back as it was written.
         """
         tensors = [t for held in self._held.values() for t in held]
-        with path.open("xb") as out:
+        with disk.writer(path) as out:
             out.write(header_of(tensors, metadata))
             for file in self._files.values():
                 file.seek(0)
@@ -150,7 +151,7 @@ def write_file(
         SecateurError: it does not read back as it was written.
     """
     ordered, sums = in_order(tensors), Sums()
-    with path.open("xb") as out:
+    with disk.writer(path) as out:
         out.write(header_of(ordered, metadata))
         for t in ordered:
             sums.write(t.name, read(t.name), out)

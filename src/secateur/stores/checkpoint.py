@@ -201,7 +201,7 @@ class CheckpointStore:
 
     def size_of(self, file: str) -> int:
         """Bytes of one file."""
-        return (self._folder / file).stat().st_size
+        return disk.status(self._folder / file).st_size
 
     def stamp(self) -> dict[str, list[int | str]]:
         """What tells that a file has changed: its size, when it was written, and a hash of its header."""
@@ -211,7 +211,7 @@ class CheckpointStore:
             room = bytearray(size)
             with disk.opened(path) as fd:
                 disk.read_at(fd, path, memoryview(room), 0)
-            status = path.stat()
+            status = disk.status(path)
             found[file] = [status.st_size, status.st_mtime_ns, hashlib.sha256(room).hexdigest()]
         return found
 

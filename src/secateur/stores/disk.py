@@ -7,14 +7,15 @@ short meanwhile, a read ends the program.
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 T = TypeVar("T")
 Path_ = str | os.PathLike[str]
@@ -22,7 +23,11 @@ Path_ = str | os.PathLike[str]
 before: Callable[[str, str], None] | None = None
 """Called with the name of every operation and its path before it is done; a test may raise there, or end the process."""
 TRIES = 20
+BUFFER = 1 << 20
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_UNKNOWN = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
+"""What filesystems say of an exchange that they do not know."""
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 def _do(what: str, path: Path_, operation: Callable[[], T]) -> T:
@@ -40,11 +45,73 @@ def _do(what: str, path: Path_, operation: Callable[[], T]) -> T:
 @contextmanager
 def opened(path: Path_, flags: int = os.O_RDONLY) -> Iterator[int]:
     """A file descriptor, closed when the block ends. New files get the mode that the umask asks for."""
-    fd = _do("open", path, lambda: os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o666))
+    fd = open_fd(path, flags)
     try:
         yield fd
     finally:
+        close_fd(fd, path)
+
+
+def open_fd(path: Path_, flags: int) -> int:
+    """A file descriptor, which `close_fd` closes."""
+    return _do("open", path, lambda: os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o666))
+
+
+def close_fd(fd: int, path: Path_) -> None:
+    """Closes it. Never twice: where a signal interrupted that, or the disk failed at it, it is closed all the same."""
+    try:
+        if before is not None:
+            before("close", os.fspath(path))
+    except InterruptedError:
+        pass
+    finally:
         os.close(fd)
+
+
+def locked(fd: int, path: Path_) -> bool:
+    """Takes a lock that lasts as long as the file is open; whether nobody else has it. Where a filesystem knows no locks,
+    nobody has."""
+    try:
+        _do("lock", path, lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB))
+    except OSError as e:
+        if isinstance(e, BlockingIOError):
+            return False
+        if e.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+class Writer:
+    """A new file that bytes are added to; `BUFFER` of them at a time go to disk. (One of Python's own would write what is left of
+    it whenever it is let go of, to a descriptor that may be another file's by then.)"""
+
+    def __init__(self, fd: int, path: Path_) -> None:
+        self._fd, self._path, self._held = fd, path, bytearray()
+
+    def write(self, data: Any) -> int:
+        """Adds bytes; returns how many."""
+        view = memoryview(data).cast("B")
+        if len(self._held) + len(view) > BUFFER:
+            self.flush()
+        if len(view) > BUFFER:
+            write_all(self._fd, self._path, view)
+        else:
+            self._held += view
+        return len(view)
+
+    def flush(self) -> None:
+        """Writes what is held."""
+        write_all(self._fd, self._path, memoryview(bytes(self._held)))
+        self._held.clear()
+
+
+@contextmanager
+def writer(path: Path_) -> Iterator[IO[bytes]]:
+    """A new file, to be written to; whole when the block ends without an error."""
+    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as fd:
+        out = Writer(fd, path)
+        yield cast(IO[bytes], out)
+        out.flush()
 
 
 def read_at(fd: int, path: Path_, room: memoryview, offset: int) -> int:
@@ -99,16 +166,30 @@ def sync_path(path: Path_) -> None:
         sync(fd, path)
 
 
+def read_bytes(path: Path_) -> bytes:
+    """All of a file."""
+    return _do("read", path, lambda: Path(path).read_bytes())
+
+
 def read_text(path: Path_) -> str:
     """A text file in UTF-8."""
-    return _do("read", path, lambda: Path(path).read_text("utf-8"))
+    return read_bytes(path).decode("utf-8")
 
 
-def write_new(path: Path_, text: str) -> None:
-    """A new text file, on disk when this returns."""
+def write_new(path: Path_, contents: str | bytes) -> None:
+    """A new file, on disk when this returns; text in UTF-8."""
+    data = contents.encode() if isinstance(contents, str) else contents
     with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as fd:
-        write_all(fd, path, memoryview(text.encode()))
+        write_all(fd, path, memoryview(data))
         sync(fd, path)
+
+
+def write_whole(path: Path_, text: str) -> None:
+    """A text file, on disk when this returns; whoever finds it finds all of it. What is there already is replaced."""
+    aside = f"{os.fspath(path)}.new"
+    remove(aside)  # of a run that was killed at it
+    write_new(aside, text)
+    rename(aside, path)
 
 
 def append(path: Path_, text: str) -> None:
@@ -124,9 +205,24 @@ def copy(source: Path_, target: Path_) -> None:
     sync_path(target)
 
 
+def status(path: Path_) -> os.stat_result:
+    """Size, times and kind of a file."""
+    return _do("stat", path, lambda: os.stat(path))
+
+
+def children(path: Path_) -> list[Path]:
+    """What is in a folder, sorted by name."""
+    return _do("list", path, lambda: sorted(Path(path).iterdir()))
+
+
 def make_folder(path: Path_) -> None:
     """A new folder."""
     _do("mkdir", path, Path(path).mkdir)
+
+
+def set_mode(path: Path_, mode: int) -> None:
+    """Who may read and write a file."""
+    _do("chmod", path, lambda: os.chmod(path, mode))
 
 
 def rename(source: Path_, target: Path_) -> None:
@@ -151,21 +247,37 @@ def remove(path: Path_) -> None:
         if os.path.lexists(here):
             unlink(here)
         return
-    for child in sorted(here.iterdir()):
+    for child in children(here):
         remove(child)
     _do("rmdir", here, here.rmdir)
 
 
-def exchange(a: Path, b: Path) -> None:
-    """Swaps two paths in one step, so that a whole result is at ``b`` at any moment."""
-    if not _do("exchange", b, lambda: _exchanged(a, b)):  # a filesystem without exchange: two steps
-        aside = b.with_name(f".{b.name}.old-{uuid.uuid4().hex[:8]}")
-        rename(b, aside)
+def exchange(a: Path, b: Path, aside: Path) -> None:
+    """Swaps two paths in one step, so that a whole result is at ``b`` at any moment.
+
+    Args:
+        aside: where ``b`` lies for a moment on a filesystem that cannot do that. Whoever finds it there, and nothing at ``b``,
+            puts it back: see `secateur.stores.staging.remove_stale`.
+    """
+    if _do("exchange", b, lambda: _exchanged(a, b)):
+        return
+    rename(b, aside)
+    try:
         rename(a, b)
-        rename(aside, a)
+    except OSError:
+        rename(aside, b)
+        raise
+    rename(aside, a)
 
 
 def _exchanged(a: Path, b: Path) -> bool:
     swap: Any = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     paths = os.fsencode(a), os.fsencode(b)
-    return swap is not None and swap(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0
+    if swap is None:
+        return False
+    if swap(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code not in _UNKNOWN:
+        raise OSError(code, os.strerror(code), os.fspath(b))
+    return False

@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from secateur.core.plan import Plan
 from secateur.errors import BadInput, OutputExists
 
+from . import disk
 from .staging import staged
 
 
@@ -55,9 +56,9 @@ def save_plan(plan: Plan, path: str | PathLike[str], *, overwrite: bool = False)
         beside = _masks_of(file, digest)
         text = json.dumps({**json.loads(text), "masks_sha256": digest}, indent=1)
         with staged(beside, True, len(raw)) as stage:  # what is there under this name has these contents, or is broken
-            stage.write_bytes(raw)
+            disk.write_new(stage, raw)
     with staged(file, overwrite, len(text)) as stage:
-        stage.write_text(text, "utf-8")
+        disk.write_new(stage, text)
     if overwrite:
         _remove_others(file, beside)
 
@@ -65,9 +66,9 @@ def save_plan(plan: Plan, path: str | PathLike[str], *, overwrite: bool = False)
 def _remove_others(file: Path, beside: Path | None) -> None:
     """Removes the masks of plans that were at this path before."""
     ours = re.compile(rf"{re.escape(file.name)}\.[0-9a-f]{{16}}\.masks\.safetensors")
-    for path in file.parent.iterdir():
+    for path in disk.children(file.parent):
         if ours.fullmatch(path.name) and (beside is None or path.name != beside.name):
-            path.unlink(missing_ok=True)
+            disk.remove(path)
 
 
 def load_plan(path: str | PathLike[str]) -> Plan:
@@ -97,10 +98,10 @@ def load_plan(path: str | PathLike[str]) -> Plan:
         raise BadInput(f"there is no plan at {file}.")
     masks = None
     try:
-        text = file.read_text("utf-8")
+        text = disk.read_text(file)
         beside = _named_masks(file, text)
         if beside is not None and beside[0].exists():
-            raw = beside[0].read_bytes()
+            raw = disk.read_bytes(beside[0])
             if hashlib.sha256(raw).hexdigest() != beside[1]:
                 raise BadInput(
                     f"{beside[0].name} does not hold the masks of the plan at {file}: its sha256 is another."

@@ -78,12 +78,11 @@ def read_header(path: Path) -> dict[str, Stored]:
     try:
         with safe_open(path, framework="pt"):  # checks offsets, sizes and that the whole file is covered
             pass
-        with path.open("rb") as f:
-            raw = f.read(8)
-            size = int.from_bytes(raw, "little")
-            if size > min(MAX_HEADER, path.stat().st_size - 8):
+        with disk.opened(path) as fd:
+            size = int.from_bytes(_read(fd, path, 8, 0), "little")
+            if size > min(MAX_HEADER, disk.status(path).st_size - 8):
                 raise BadInput(f"{path.name}: its header claims {size} bytes, more than the file holds.")
-            header = json.loads(f.read(size), object_pairs_hook=_no_doubles)
+            header = json.loads(_read(fd, path, size, 8), object_pairs_hook=_no_doubles)
     except (SafetensorError, OSError, ValueError, RecursionError) as e:
         if isinstance(e, BadInput):
             raise BadInput(f"{path.name}: {e}") from e
@@ -95,6 +94,11 @@ def read_header(path: Path) -> dict[str, Stored]:
             code = entry["dtype"]
             out[name] = Stored(path.name, 8 + size + a, 8 + size + b, tuple(entry["shape"]), code, DTYPES.get(code))
     return out
+
+
+def _read(fd: int, path: Path, size: int, offset: int) -> bytes:
+    room = bytearray(size)
+    return bytes(room[: disk.read_at(fd, path, memoryview(room), offset)])
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -187,7 +191,7 @@ def _by_index(folder: Path, index: Path) -> dict[str, Stored]:
     if index.stat().st_size > MAX_INDEX:
         raise BadInput(f"{index.name} has {index.stat().st_size} bytes; an index has at most {MAX_INDEX}.")
     try:
-        table = json.loads(index.read_text("utf-8"), object_pairs_hook=_no_doubles)["weight_map"]
+        table = json.loads(disk.read_text(index), object_pairs_hook=_no_doubles)["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise BadInput(f"{index.name} is not an index with a weight_map: {e!r}") from e
     if not isinstance(table, Mapping) or not all(isinstance(v, str) for v in table.values()):
@@ -257,7 +261,7 @@ def carry_over(folder: Path, stage: Path, shards: set[str], left_out: Collection
     Files named in ``left_out`` are checked like the others, and not copied.
     """
     files = []
-    for path in sorted(folder.iterdir()):
+    for path in disk.children(folder):
         ours = path.name in shards or path.name.endswith(INDEX_SUFFIX)
         other = path.name.endswith((*OTHER_WEIGHTS, SUFFIX)) or path.name in OTHER_FOLDERS
         if path.name.startswith(".") or (other and not ours):

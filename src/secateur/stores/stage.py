@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from secateur.errors import BadInput
 
 from . import disk
 from .rewrite import Counted, Done
-from .staging import JOURNAL, home_of, locked, put_in_place, refuse_full, remove_stale, stage_of
+from .staging import JOURNAL, is_stage, locked, put_in_place, refuse_full, remove_stale, stage_of
 
-RESULT, ASKED, PLAN = "result", "asked.json", "plan.json"
+RESULT, ASKED, PLAN, WHOLE = "result", "asked.json", "plan.json", "whole.json"
 JOURNALS = "journal.*.jsonl"  # one of each worker
 MANIFEST = "pruning_manifest.json"
 
@@ -32,13 +33,16 @@ class Stage:
     Attributes:
         out: where it will be.
         path: the folder beside it.
+        lock: an open journal, locked.
         done: the files that are written, by name.
+        placed: whether ``out`` is its result already, and only what is left of the stage is to be removed.
     """
 
     out: Path
     path: Path
-    lock: int
+    lock: int | None
     done: dict[str, Done] = field(default_factory=dict)
+    placed: bool = False
 
     @property
     def result(self) -> Path:
@@ -74,8 +78,10 @@ class Stage:
         Raises:
             OutputExists: something appeared there, and ``overwrite`` is false.
         """
-        disk.remove(self.result / MANIFEST)  # of a run that was killed just before it renamed
-        disk.write_new(self.result / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        text = json.dumps(manifest, indent=1) + "\n"
+        disk.write_whole(self.path / WHOLE, text)  # by which a result that is in its place is known
+        disk.remove(self.result / MANIFEST)
+        disk.write_new(self.result / MANIFEST, text)
         for folder in sorted({p for p in self.result.rglob("*") if p.is_dir()}, reverse=True):
             disk.sync_path(folder)
         disk.sync_path(self.result)
@@ -84,7 +90,8 @@ class Stage:
 
     def close(self) -> None:
         """Lets go of it, so that it can be gone on with."""
-        os.close(self.lock)
+        if self.lock is not None:
+            os.close(self.lock)
 
     def remove(self) -> None:
         """Removes what is left of it."""
@@ -102,49 +109,73 @@ def begun(out: Path, asked: Mapping[str, Any], need: int) -> Stage:
     Raises:
         BadInput: too little room.
     """
-    remove_stale(out.parent.iterdir(), out.name)
+    remove_stale(disk.children(out.parent), out.name)
     refuse_full(out, need)
-    path = stage_of(out)
-    lock = None
+    stage = Stage(out, stage_of(out), None)
+    disk.make_folder(stage.path)
     try:
-        disk.make_folder(path)
-        lock = locked(path / JOURNAL)
-        assert lock is not None
-        disk.write_new(path / ASKED, json.dumps(asked, sort_keys=True))
+        stage.lock = locked(stage.path / JOURNAL)
+        disk.write_whole(stage.path / ASKED, json.dumps(asked, sort_keys=True))
     except BaseException:
-        if lock is not None:
-            os.close(lock)
-        disk.remove(path)
+        stage.close()
+        with suppress(OSError):
+            stage.remove()
         raise
-    return Stage(out, path, lock)
+    return stage
 
 
 def left_by_another(out: Path, asked: Mapping[str, Any]) -> Stage | None:
-    """The stage that an interrupted run left for an output, of the same request and source.
+    """The stage that an interrupted run left for an output, of the same request and source; this process's from now on.
 
     Raises:
         BadInput: a run is at work on it; or it is of another request, or the source has changed since.
     """
-    for path in sorted(p for p in out.parent.iterdir() if home_of(p, out.name)):
-        if not (path / ASKED).is_file():
+    for path in disk.children(out.parent):
+        if not is_stage(path, out.name) or not (path / ASKED).is_file():
             continue  # killed before anything was written
         lock = locked(path / JOURNAL)
         if lock is None:
             raise BadInput(f"another run is making {out} just now: wait for it, or choose another path.")
-        if disk.read_text(path / ASKED) != json.dumps(asked, sort_keys=True):
-            os.close(lock)
-            raise BadInput(
-                f"what an interrupted run left for {out} was made by another request, or the source has changed since. Ask for "
-                "the same again, or run it without resume, which begins anew."
-            )
-        return Stage(out, path, lock, _journal(path))
+        stage = Stage(out, path, lock)
+        try:
+            stage.placed = _is_placed(path, out)
+            _refuse_another(stage, asked)
+            stage.path = stage_of(out)
+            disk.rename(path, stage.path)  # lest somebody take it for one that a killed run left
+            stage.done = _journal(stage.path)
+        except BaseException:
+            stage.close()
+            raise
+        return stage
     return None
+
+
+def _refuse_another(stage: Stage, asked: Mapping[str, Any]) -> None:
+    found, wanted = json.loads(disk.read_text(stage.path / ASKED)), json.loads(json.dumps(asked))
+    if stage.placed:  # in place, the source is another by then
+        found, wanted = found["asked"], wanted["asked"]
+    if found != wanted:
+        raise BadInput(
+            f"what an interrupted run left for {stage.out} was made by another request, or the source has changed since. Ask for "
+            "the same again, or run it without resume, which begins anew."
+        )
+
+
+def is_placed(out: Path) -> bool:
+    """Whether an interrupted run left a stage whose result is in its place already."""
+    return any(is_stage(p, out.name) and _is_placed(p, out) for p in disk.children(out.parent))
+
+
+def _is_placed(path: Path, out: Path) -> bool:
+    """A stage says what manifest its result has before it is put in its place."""
+    whole, there = path / WHOLE, out / MANIFEST
+    return whole.is_file() and there.is_file() and disk.read_bytes(whole) == disk.read_bytes(there)
 
 
 def _journal(path: Path) -> dict[str, Done]:
     """The files that are on disk; a line that was cut short counts for nothing."""
     found = {}
-    for journal in sorted(path.glob(JOURNALS)):
+    for journal in (p for p in disk.children(path) if p.match(JOURNALS)):
         text = disk.read_text(journal)
         if text and not text.endswith("\n"):
             disk.append(journal, "\n")

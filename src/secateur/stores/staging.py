@@ -16,15 +16,11 @@ from secateur.errors import BadInput, OutputExists
 
 from . import disk
 
-try:
-    import fcntl
-except ImportError:  # not on Windows, where nothing tells whether another process is at work on a stage
-    fcntl = None  # type: ignore[assignment]
-
 JOURNAL = "journal.0.jsonl"
 """In a stage that can be gone on with: what is done. Whoever is at work on it holds a lock on this file."""
 _MARGIN = 1 << 20
 _STAGE = re.compile(r"\.(.+)\.partial-([0-9a-f]{8})-([1-9]\d{0,9})-[0-9a-f]{8}")
+_OLD = re.compile(_STAGE.pattern.replace("partial", "old"))
 
 
 @contextmanager
@@ -43,15 +39,18 @@ def staged(out: Path, overwrite: bool, need: int) -> Iterator[Path]:
         BadInput: the parent folder does not exist, or has too little room.
     """
     out = refuse_place(out, overwrite)
-    remove_stale(out.parent.iterdir(), out.name)
+    remove_stale(disk.children(out.parent), out.name)
     refuse_full(out, need)
     stage = stage_of(out)
     try:
         yield stage
         sync(stage)
         put_in_place(stage, out, overwrite)
-    finally:
-        disk.remove(stage)
+    except BaseException:
+        with suppress(OSError):  # of a disk that fails at everything; the first error is the one to tell
+            disk.remove(stage)
+        raise
+    disk.remove(stage)
 
 
 def stage_of(out: Path) -> Path:
@@ -131,9 +130,12 @@ def clear(folder: Path) -> None:
 
 def remove_stale(paths: Iterable[Path], name: str | None = None) -> list[Path]:
     """Removes stages, of one output or of all, of processes that are gone, and returns them. One of another machine cannot be
-    told from a live one, and stays."""
+    told from a live one, and stays. An output that a process was killed at while it lay aside is put back."""
     removed = []
-    for path in list(paths):
+    paths = list(paths)
+    for path in paths:
+        _put_back(path, name)
+    for path in paths:
         found = _STAGE.fullmatch(path.name)
         if found and name in (None, found[1]) and found[2] == _home() and (_is_gone(int(found[3])) or _is_left(path)):
             with suppress(OSError):  # another run may remove it at the same time
@@ -142,22 +144,36 @@ def remove_stale(paths: Iterable[Path], name: str | None = None) -> list[Path]:
     return removed
 
 
-def home_of(path: Path, name: str) -> str | None:
-    """Where the stage of an output of this name was made; ``None`` of anything else."""
+def _put_back(path: Path, name: str | None) -> None:
+    """Puts what was there before a result back, if the result did not come: of a filesystem without exchange."""
+    found = _OLD.fullmatch(path.name)
+    if not found or name not in (None, found[1]) or found[2] != _home() or not _is_gone(int(found[3])):
+        return
+    out = path.with_name(found[1])
+    with suppress(OSError):
+        if os.path.lexists(out):
+            disk.remove(path)
+        else:
+            disk.rename(path, out)
+
+
+def is_stage(path: Path, name: str) -> bool:
+    """Whether this is the stage of an output of that name, whoever made it."""
     found = _STAGE.fullmatch(path.name)
-    return found[2] if found and found[1] == name else None
+    return bool(found and found[1] == name)
 
 
 def locked(journal: Path) -> int | None:
-    """A lock on a journal that lasts until it is closed or the process ends, or ``None`` if somebody has it."""
-    fd = os.open(journal, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    """A lock on a journal that lasts until it is closed or the process ends, or ``None`` if another has it."""
+    fd = disk.open_fd(journal, os.O_RDWR | os.O_CREAT)
     try:
-        if fcntl is not None:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        if disk.locked(fd, journal):
+            return fd
+    except BaseException:
         os.close(fd)
-        return None
-    return fd
+        raise
+    os.close(fd)
+    return None
 
 
 def _is_left(stage: Path) -> bool:
@@ -185,7 +201,7 @@ def _is_gone(pid: int) -> bool:
 def sync(path: Path) -> None:
     """Forces a file, or a folder and all in it, to disk."""
     if path.is_dir():
-        for p in path.iterdir():
+        for p in disk.children(path):
             sync(p)
     disk.sync_path(path)
 
@@ -204,7 +220,8 @@ def put_in_place(stage: Path, out: Path, overwrite: bool) -> None:
         if stage.is_file():
             disk.rename(stage, out)
         else:
-            disk.exchange(stage, out)
+            aside = stage_of(out)
+            disk.exchange(stage, out, aside.with_name(aside.name.replace(".partial-", ".old-")))
     elif stage.is_dir():
         disk.rename(stage, out)
     else:
@@ -216,4 +233,4 @@ def readable_by_all(path: Path) -> None:
     """Gives a file the mode the user's umask asks for; safetensors writes 0600 whatever that is."""
     mask = os.umask(0)
     os.umask(mask)
-    path.chmod(0o666 & ~mask)
+    disk.set_mode(path, 0o666 & ~mask)
