@@ -131,11 +131,8 @@ def refuse_changed(store: CheckpointStore, before: Mapping[str, Any]) -> None:
 def manifest(store: CheckpointStore, made: Plan, done: Mapping[str, Done], result: Path) -> dict[str, Any]:
     """What is in a result, for `verify`: the same for the same result, whoever made it and when."""
     counted = {n: c.zeros for d in done.values() for n, c in d.counted.items()}
-    others = [
-        p
-        for p in result.rglob("*")
-        if p.is_file() and p.relative_to(result).parts not in {(f,) for f in (*done, MANIFEST)}
-    ]
+    ours = {result / f for f in (*done, MANIFEST)}
+    others = [p for p in result.rglob("*") if p.is_file() and p not in ours]
     return {
         "secateur_manifest": 1,
         "asked": {**made.asked(), "nonfinite": made.nonfinite},

@@ -207,7 +207,7 @@ def copy(source: Path_, target: Path_) -> None:
 
 def status(path: Path_) -> os.stat_result:
     """Size, times and kind of a file."""
-    return _do("stat", path, lambda: os.stat(path))
+    return _do("stat", path, Path(path).stat)
 
 
 def children(path: Path_) -> list[Path]:
@@ -222,7 +222,7 @@ def make_folder(path: Path_) -> None:
 
 def set_mode(path: Path_, mode: int) -> None:
     """Who may read and write a file."""
-    _do("chmod", path, lambda: os.chmod(path, mode))
+    _do("chmod", path, lambda: Path(path).chmod(mode))
 
 
 def rename(source: Path_, target: Path_) -> None:
