@@ -173,6 +173,7 @@ def turns(work: Work, cache: str, repeats: int) -> dict[str, Timing]:
             start = time.perf_counter()
             candidates[name]()
             seconds[name].append(time.perf_counter() - start)
+            print(f"{cache}, {name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
     work.ready(cache)
     return {name: Timing(tuple(s)) for name, s in seconds.items()}
 
@@ -225,15 +226,16 @@ def tables_of(cells: Sequence[Cell], title: str, start: Timing, idle: int) -> li
     ]
 
 
-def run(full: bool, quick: bool = False, sizes: Sequence[float] = ()) -> Result:
+def run(full: bool, quick: bool = False, sizes: Sequence[float] = (), repeats: int = 0) -> Result:
     """Measures everything this page is about.
 
     Args:
         full: whole sizes, three turns.
         quick: does it run?
-        sizes: these instead, in GB, three turns.
+        sizes: these instead, in GB.
+        repeats: turns, where it is said.
     """
-    before, repeats = machine.load(), 3 if full or sizes else 1
+    before, repeats = machine.load(), repeats or (3 if full else 1)
     asked = tuple(sizes) or (QUICK if quick else SIZES[full])
     folder = Path(__file__).parents[1] / "runs"
     folder.mkdir(exist_ok=True)
@@ -246,7 +248,7 @@ def run(full: bool, quick: bool = False, sizes: Sequence[float] = ()) -> Result:
     more = " --quick" if quick else " --full" if full else ""
     line = f"python -m benchmarks checkpoint{more}"
     if sizes:
-        line = f"python -m benchmarks.checkpoint {' '.join(f'{s:g}' for s in sizes)}"
+        line = f"python -m benchmarks.checkpoint {' '.join(f'{s:g}' for s in sizes)} --turns {repeats}"
     return Result("checkpoint", line, machine.machine(before), tables_of(cells, title, start, idle), bars_of(cells))
 
 
@@ -264,9 +266,10 @@ def main() -> None:
     parser.add_argument(
         "sizes", nargs="+", type=float, help="GB; three times as much disk is needed, one size at a time"
     )
+    parser.add_argument("--turns", type=int, default=3, help="how often each is timed (%(default)s)")
     parser.add_argument("--docs", action="store_true", help="put the tables and the picture into docs/")
     options = parser.parse_args()
-    result = run(False, sizes=options.sizes)
+    result = run(False, sizes=options.sizes, repeats=options.turns)
     result.show(Console(width=170))
     result.write(Path("runs/bench"))
     if options.docs:
