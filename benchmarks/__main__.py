@@ -9,16 +9,32 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import endtoend, export, import_time, memory, packed, probes, runtime, scaling, speed, train_step
+from benchmarks import (
+    checkpoint,
+    checkpoint_chart,
+    endtoend,
+    export,
+    import_time,
+    memory,
+    packed,
+    probes,
+    runtime,
+    scaling,
+    speed,
+    train_step,
+)
 from benchmarks.result import Result
 
-MODULES = (import_time, probes, speed, memory, scaling, train_step, packed, runtime, endtoend, export)
+MODULES = (import_time, probes, speed, memory, scaling, train_step, packed, runtime, endtoend, export, checkpoint)
 ALL = {m.__name__.rpartition(".")[2]: m for m in MODULES}
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "performance.md"
-QUICK = {"runtime": runtime.run, "endtoend": endtoend.run}
+QUICK = {"runtime": runtime.run, "endtoend": endtoend.run, "checkpoint": checkpoint.run}
 """Those that have a quick form."""
-PAGES = dict.fromkeys(QUICK, DOCS / "faster.md") | {"export": DOCS / "export.md"}
+PAGES = dict.fromkeys(("runtime", "endtoend"), DOCS / "faster.md") | {
+    "export": DOCS / "export.md",
+    "checkpoint": DOCS / "scale.md",
+}
 """Where the tables of a benchmark belong that are not on `PAGE`."""
 
 
@@ -44,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             probes.write_page(result)
         elif options.docs:
             quote(result, PAGES.get(name, PAGE))
+        if options.docs and name == "checkpoint":
+            checkpoint_chart.write(result, DOCS / "scale.svg")
     console.print(f"Written to {options.out}.")
 
 
