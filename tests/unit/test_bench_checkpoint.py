@@ -112,7 +112,7 @@ def added(folder: Path, worker: int, workers: int, add: Callable[[Tensor], Tenso
             seen.append(list(counts.shape))
             return add(counts)
 
-        planned_there(folder, None, MEMORY, Request.of(**asked), None, None, worker, workers, watched)
+        planned_there(folder, None, MEMORY, (None, None), Request.of(**asked), None, None, worker, workers, watched)
         found[way] = seen
     return found
 
