@@ -161,11 +161,12 @@ class Plan:
     def to_json(self) -> str:
         """The plan as JSON text, without masks; floats are written so that they read back bit for bit."""
         reduce = getattr(self.pattern, "reduce", None)
+        source = {} if self.source is None else {"source": self.source}
         head = {
             "secateur_plan": VERSION, "sparsity": self.sparsity, "threshold": self.threshold,
             "criterion": self.criterion, "allocation": self.allocation, "pattern": str(self.pattern),
             "reduce": reduce, "nonfinite": self.nonfinite, "carries_masks": self.masks is not None,
-            "warnings": list(self.warnings), "source": self.source, "rows": [_as_dict(r) for r in self.rows],
+            "warnings": list(self.warnings), **source, "rows": [_as_dict(r) for r in self.rows],
         }  # fmt: skip
         return json.dumps(head, indent=1)
 
