@@ -112,7 +112,9 @@ def test_the_pages_have_a_place_for_each() -> None:
     for page in {command.PAGE, *command.PAGES.values()}:
         text = page.read_text(encoding="utf-8")
         places = set(re.findall(r"<!-- (\w+) -->.*?<!-- end of \1 -->", text, re.S))
-        assert places - {"simulate"} == {n for n in command.ALL if command.PAGES.get(n, command.PAGE) == page} - {"probes"}
+        assert places - {"simulate"} == {n for n in command.ALL if command.PAGES.get(n, command.PAGE) == page} - {
+            "probes"
+        }
 
 
 def test_products_are_timed_side_by_side() -> None:
