@@ -138,7 +138,7 @@ def prune(
             return prune_folder(Path(target), request, calibration, solve, include, ignore, roles, out, overwrite)
         return prune_calibrated(target, request, calibration, solve, include, ignore, roles)
     with torch.no_grad():
-        check_out(target, out, overwrite, files is not None and files.in_place)
+        check_out(target, out, overwrite, files is not None and (files.in_place or files.resume))
         store = store_of(target, roles, files)
         request = informed(request, statistics, store)
         if isinstance(target, str | PathLike):
@@ -234,7 +234,7 @@ def apply(
         1
     """
     with torch.no_grad():
-        check_out(target, out, overwrite, files is not None and files.in_place)
+        check_out(target, out, overwrite, files is not None and (files.in_place or files.resume))
         store = store_of(target, roles, files)
         made = plan_or_masks if isinstance(plan_or_masks, Plan) else plan_of_masks(plan_or_masks, store)
         if isinstance(target, str | PathLike):

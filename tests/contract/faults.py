@@ -155,14 +155,20 @@ def _looked_at(
         cleaned(p for p in folder.iterdir() if ".old-" in p.name)
     state = _state(scene)
     if state not in (old, new) or (code == PASSED and state != new):
-        yield "neither the old result nor the new one is there" if state not in (old, new) else "the new result is not there"
+        yield (
+            "neither the old result nor the new one is there"
+            if state not in (old, new)
+            else "the new result is not there"
+        )
     if not scene.in_place and digest(scene.source) != source:
         yield "the source was touched"
     left = sorted(p for p in folder.iterdir() if p.name[0] == ".")
     journaled = any(j.read_text() for p in left for j in p.glob("journal.*"))
     if left and fault.endswith("once") and what not in CLEANING and not journaled:
         yield f"{left[0].name} is left"
-    tally.count(f"{'killed' if code < 0 else 'done' if code == PASSED else 'failed'}, {'new' if state == new else 'old'}")
+    tally.count(
+        f"{'killed' if code < 0 else 'done' if code == PASSED else 'failed'}, {'new' if state == new else 'old'}"
+    )
     if left:
         tally.count("gone on with")
         again, _ = here(lambda: scene.work(True), None, scene.exchange)
@@ -194,7 +200,16 @@ def _allowed(scene: Scene) -> set[str]:
 
 def table(tallies: dict[str, Tally], seconds: float) -> str:
     """The tally as a page shows it."""
-    heads = ["operations", "runs", "done, new", "failed, old", "failed, new", "killed, old", "killed, new", "gone on with"]
+    heads = [
+        "operations",
+        "runs",
+        "done, new",
+        "failed, old",
+        "failed, new",
+        "killed, old",
+        "killed, new",
+        "gone on with",
+    ]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for name, t in tallies.items():
         runs = sum(c for w, c in t.endings.items() if w != "gone on with")
@@ -203,7 +218,10 @@ def table(tallies: dict[str, Tally], seconds: float) -> str:
     runs = sum(c for t in tallies.values() for w, c in t.endings.items() if w != "gone on with")
     wrong = sum(len(t.wrong) for t in tallies.values())
     total = sum(t.operations for t in tallies.values())
-    lines += ["", f"{total:,} operations, {len(FAULTS)} faults at each, {runs:,} runs in {seconds:.0f} s; {wrong} lost anything."]
+    lines += [
+        "",
+        f"{total:,} operations, {len(FAULTS)} faults at each, {runs:,} runs in {seconds:.0f} s; {wrong} lost anything.",
+    ]
     return "\n".join(lines)
 
 

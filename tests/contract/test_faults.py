@@ -63,14 +63,26 @@ def test_a_careless_writer_is_seen(tmp_path: Path) -> None:
 
 def test_what_is_renamed_was_forced_to_disk(tmp_path: Path) -> None:
     """What a kill does not show, and a power cut would: every new file and folder is synced before it is put in its place."""
-    for name in ("prune a folder over another", "pack a folder", "unpack a folder", "prune a file", "save a plan with masks"):
-        made = scene(name, tmp_path / name.replace(" ", "-")) if (tmp_path / name.replace(" ", "-")).mkdir() is None else None
+    for name in (
+        "prune a folder over another",
+        "pack a folder",
+        "unpack a folder",
+        "prune a file",
+        "save a plan with masks",
+    ):
+        made = (
+            scene(name, tmp_path / name.replace(" ", "-"))
+            if (tmp_path / name.replace(" ", "-")).mkdir() is None
+            else None
+        )
         assert made is not None
         seen: list[tuple[str, str]] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(disk, "before", lambda what, path, seen=seen: seen.append((what, path)))
             made.work(False)
-        placed = max(i for i, (what, path) in enumerate(seen) if what in ("rename", "exchange", "link") and path == str(made.out))
+        placed = max(
+            i for i, (what, path) in enumerate(seen) if what in ("rename", "exchange", "link") and path == str(made.out)
+        )
         written = {path for what, path in seen[:placed] if what in ("write", "copy")}
         for path in written:
             last = max(i for i, (what, p) in enumerate(seen[:placed]) if p == path and what in ("write", "copy"))
@@ -118,6 +130,32 @@ def test_a_request_that_is_another_does_not_go_on(tmp_path: Path) -> None:
     made.work(False)
     assert [p.name for p in made.out.parent.iterdir() if p.name[0] == "."] == []
     assert digest(made.out)
+
+
+def test_a_run_killed_when_its_result_was_in_place_is_gone_on_with(tmp_path: Path) -> None:
+    """All that is left to do is to tidy up; in place, too, where the source is another by then."""
+    for name in ("prune a folder", "prune a folder over another", "prune a folder in place"):
+        (tmp_path / name).mkdir()
+        made, seen = scene(name, tmp_path / name), list[tuple[str, str]]()
+        _, after = killed(lambda made=made: made.work(False), Disturb("SIGKILL", 10**6), exchange=True)
+        assert after == ""
+        new = digest(made.out)
+        (tmp_path / name / "again").mkdir()
+        made = scene(name, tmp_path / name / "again")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(disk, "before", lambda what, path, seen=seen: seen.append((what, path)))
+            made.work(False)
+        n = max(i for i, (what, path) in enumerate(seen) if what in ("rename", "exchange") and path == str(made.out))
+        (tmp_path / name / "third").mkdir()
+        made = scene(name, tmp_path / name / "third")
+        assert killed(lambda made=made: made.work(False), Disturb("SIGKILL", n + 5), exchange=True)[1]
+        assert list(made.out.parent.glob(f".{made.out.name}.*"))
+        assert digest(made.out) == new
+        report = made.work(True)
+        assert isinstance(report, secateur.Report)
+        assert report.zeros == 288
+        assert digest(made.out) == new
+        assert not list(made.out.parent.glob(f".{made.out.name}.*"))
 
 
 def test_the_page_has_the_tally_of_these_scenes() -> None:
