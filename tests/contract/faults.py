@@ -233,7 +233,7 @@ def main() -> None:
     """Runs everything, prints what was lost, and writes the tally into the page."""
     torch.set_num_threads(1)
     tallies, start = {}, time.monotonic()
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as root:  # noqa: S108
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as root:
         for name, make in MAKERS.items():
             if len(sys.argv) > 1 and sys.argv[1] not in name:
                 continue

@@ -135,7 +135,8 @@ def test_ranks(world: int, tmp_path: Path) -> None:
 
 def torchrun(world: int, given: Path, folder: Path, cases: list[str], how: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
-               "--nproc-per-node", str(world), "-m", "tests.contract.engine_cases", str(given), str(folder), "100", how]  # fmt: skip
+               "--nproc-per-node", str(world), "-m", "tests.contract.engine_cases",
+               str(given), str(folder), "100", how]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.run(
         [*command, *cases], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False

@@ -102,7 +102,7 @@ def test_clean_and_going_on_by_the_commands(tmp_path: Path, capsys: pytest.Captu
     def look(done: int, total: int, file: str) -> None:
         clean_command(folder)
         stays.append(len(list(folder.glob(".out.partial-*"))) == 1)
-        with pytest.raises(secateur.BadInput, match="another run is making .*out just now"):
+        with pytest.raises(secateur.BadInput, match=r"another run is making .*out just now"):
             secateur.prune(made.source, 0.75, out=made.out, files=Files(resume=True))
 
     secateur.prune(made.source, 0.75, out=made.out, files=Files(resume=True, progress=look))

@@ -4,7 +4,7 @@ An operation that a signal interrupted is begun again, some times over. Reads ar
 short meanwhile, a read ends the program.
 """
 
-# ruff: noqa: B023, PTH
+# ruff: noqa: B023, PTH101, PTH102, PTH104, PTH106, PTH108, PTH116
 # (closures here are called before the next turn of their loop; and these are the calls of the system themselves)
 
 from __future__ import annotations
