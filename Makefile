@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run first-cut test test-full lint format bench native clean
+.PHONY: help run first-cut test test-full fuzz lint format bench native clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ test: $(STAMP)  ## Run the tests (ARGS="-k name" to choose)
 
 test-full: $(STAMP)  ## Run the slow tests too
 	$(BIN)/python -m pytest -m "" $(ARGS)
+
+fuzz: $(STAMP)  ## Change headers, indices, plans, manifests and packed files at random, for two minutes
+	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -m "" tests/unit/test_files_fuzz.py tests/unit/test_packed_fuzz.py $(ARGS)
 
 lint: $(STAMP)  ## Check style, format and types
 	$(BIN)/ruff check .

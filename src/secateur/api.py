@@ -137,7 +137,7 @@ def prune(
         if isinstance(target, str | PathLike):
             return prune_folder(Path(target), request, calibration, solve, include, ignore, roles, out, overwrite)
         return prune_calibrated(target, request, calibration, solve, include, ignore, roles)
-    check_out(target, out, overwrite, files is not None and files.in_place)
+    check_out(target, out, overwrite, files is not None and (files.in_place or files.resume))
     with opened(target, roles, files) as store:
         request = informed(request, statistics, store)
         if isinstance(target, str | PathLike):
@@ -231,7 +231,7 @@ def apply(
         >>> secateur.apply({"weight": torch.tensor([[True, False]])}, model).zeros
         1
     """
-    check_out(target, out, overwrite, files is not None and files.in_place)
+    check_out(target, out, overwrite, files is not None and (files.in_place or files.resume))
     with opened(target, roles, files) as store:
         made = plan_or_masks if isinstance(plan_or_masks, Plan) else plan_of_masks(plan_or_masks, store)
         if isinstance(target, str | PathLike):

@@ -201,6 +201,10 @@ def report_rows(store: CheckpointStore, made: Plan, counted: Mapping[str, Counte
     units = "heads" if isinstance(made.pattern, Head) else "channels"
     rows = []
     for r in made.rows:
+        if (
+            r.name not in specs
+        ):  # one that is left as it is, of the model that the plan was made of, and not in this one
+            continue
         spec, c = specs[r.name], counted.get(r.name)
         row = ReportRow(
             spec.name, spec.shape, str(spec.dtype).removeprefix("torch."), spec.role, spec.numel, aliases=spec.aliases,

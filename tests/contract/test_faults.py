@@ -132,6 +132,32 @@ def test_a_request_that_is_another_does_not_go_on(tmp_path: Path) -> None:
     assert digest(made.out)
 
 
+def test_a_run_killed_when_its_result_was_in_place_is_gone_on_with(tmp_path: Path) -> None:
+    """All that is left to do is to tidy up; in place, too, where the source is another by then."""
+    for name in ("prune a folder", "prune a folder over another", "prune a folder in place"):
+        (tmp_path / name).mkdir()
+        made, seen = scene(name, tmp_path / name), list[tuple[str, str]]()
+        _, after = killed(lambda made=made: made.work(False), Disturb("SIGKILL", 10**6), exchange=True)
+        assert after == ""
+        new = digest(made.out)
+        (tmp_path / name / "again").mkdir()
+        made = scene(name, tmp_path / name / "again")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(disk, "before", lambda what, path, seen=seen: seen.append((what, path)))
+            made.work(False)
+        n = max(i for i, (what, path) in enumerate(seen) if what in ("rename", "exchange") and path == str(made.out))
+        (tmp_path / name / "third").mkdir()
+        made = scene(name, tmp_path / name / "third")
+        assert killed(lambda made=made: made.work(False), Disturb("SIGKILL", n + 5), exchange=True)[1]
+        assert list(made.out.parent.glob(f".{made.out.name}.*"))
+        assert digest(made.out) == new
+        report = made.work(True)
+        assert isinstance(report, secateur.Report)
+        assert report.zeros == 288
+        assert digest(made.out) == new
+        assert not list(made.out.parent.glob(f".{made.out.name}.*"))
+
+
 def test_the_page_has_the_tally_of_these_scenes() -> None:
     text = PAGE.read_text("utf-8")
     tally = text[text.index(MARKS[0]) : text.index(MARKS[1])]

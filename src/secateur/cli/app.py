@@ -381,3 +381,5 @@ def run() -> None:
         _refuse(e, 4)
     except SecateurError as e:
         _refuse(e, 3)
+    except OSError as e:  # a full disk, say: what was there is there, and what --resume can go on with is told
+        _refuse(e, 1)

@@ -4,6 +4,8 @@ An operation that a signal interrupted is begun again, some times over. Reads ar
 short meanwhile, a read ends the program.
 """
 
+# (closures here are called before the next turn of their loop; and these are the calls of the system themselves)
+
 from __future__ import annotations
 
 import ctypes

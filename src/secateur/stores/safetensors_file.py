@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 PACKED = "secateur.packed"
 """The key that a packed file's metadata has; see `secateur.runtime.format`."""
+_SHARD = re.compile(r"(.+)-\d+-of-(\d+)\.safetensors")
 MAX_HEADER, MAX_INDEX = 100_000_000, 500_000_000
 
 DTYPES = {
@@ -201,6 +203,7 @@ def _by_index(folder: Path, index: Path) -> dict[str, Stored]:
     missing = [f for f in files if not paths[f].exists()]
     if missing:
         raise BadInput(f"{index.name} names files that are not there: {', '.join(missing)}.")
+    _refuse_unlisted(folder, index, files)
     out: dict[str, Stored] = {}
     for file in files:
         for name, stored in read_header(paths[file]).items():
@@ -213,6 +216,15 @@ def _by_index(folder: Path, index: Path) -> dict[str, Stored]:
     if ghosts:
         raise BadInput(f"{index.name} lists tensors that no file holds: {', '.join(ghosts[:6])}.")
     return out
+
+
+def _refuse_unlisted(folder: Path, index: Path, files: Collection[str]) -> None:
+    """A shard that the index does not list would be lost; other files are the same weights in another form."""
+    ours = {(m[1], m[2]) for f in files if (m := _SHARD.fullmatch(f))}
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        m = _SHARD.fullmatch(path.name)
+        if m and (m[1], m[2]) in ours and path.name not in files:
+            raise BadInput(f"{path.name} is one of the shards by its name, and {index.name} lists no tensor of it.")
 
 
 def _safe(folder: Path, name: str) -> Path:
