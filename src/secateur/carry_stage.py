@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from secateur.core.plan import Plan
 from secateur.engines.spread import spread
 from secateur.errors import SecateurError
@@ -63,9 +65,22 @@ def fill(store: CheckpointStore, made: Plan, stage: Stage, how: Files) -> None:
     else:
         jobs = [Job(store.path, store.roles, store.memory, stage.plan, f, stage.result / f) for f in left]
         written = spread(rewritten_there, [jobs], how.engine, how.workers)
-    for done in written:
-        stage.record(done)
-        how.progress(len(stage.done), total, done.file)
+    with one_thread():
+        for done in written:
+            stage.record(done)
+            how.progress(len(stage.done), total, done.file)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch takes one thread inside: files are read, hashed, written and read back in threads of their own, and torch's would
+    spin beside them while they wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def missing(store: CheckpointStore, stage: Stage) -> list[str]:

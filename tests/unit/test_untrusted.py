@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,14 +141,16 @@ def test_a_source_that_changed_since_its_plan_was_made(tmp_path: Path) -> None:
     made = secateur.plan(folder, 0.5)
     file = folder / json.loads((folder / INDEX).read_text())["weight_map"]["b.weight"]
     whole = file.read_bytes()
-    for other, error, text in (
-        (torch.randn(8, 8) * 9, PlanMismatch, "weights of 'b.weight' .* would be zero, where the plan says"),
-        (torch.randn(4, 16), PlanMismatch, "the plan was made for 'b.weight'"),
-        (torch.randn(8, 8).half(), PlanMismatch, "the plan was made for 'b.weight'"),
+    unnamed = replace(made, source=None)  # as of files of other names
+    for other, plan, text in (
+        (torch.randn(8, 8) * 9, unnamed, "weights of 'b.weight' .* would be zero, where the plan says"),
+        (torch.randn(4, 16), unnamed, "the plan was made for 'b.weight'"),
+        (torch.randn(8, 8).half(), unnamed, "the plan was made for 'b.weight'"),
+        (torch.randn(8, 8).half(), made, "is not the file that the plan was made of"),
     ):
         save_file({"b.weight": other}, file)
-        with pytest.raises(error, match=text):
-            secateur.apply(made, folder, out=tmp_path / "out")
+        with pytest.raises(PlanMismatch, match=text):
+            secateur.apply(plan, folder, out=tmp_path / "out")
         assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
     file.write_bytes(whole)
     assert secateur.apply(made, folder, out=tmp_path / "out").zeros == 64
