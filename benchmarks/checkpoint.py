@@ -72,8 +72,9 @@ class Cell:
 def make(folder: Path, gb: float) -> int:
     """Writes a bf16 checkpoint of about so many GB as shards with an index; returns how many shards."""
     shards = max(4, round(gb / SHARD))
-    columns = max(1, int(gb * 1e9) // (shards * 4 * ROWS * 2))
-    base, table = torch.randn(ROWS, columns).bfloat16(), {}
+    columns = max(1, int(gb * 1e9) // (shards * 4 * ROWS * 2 * 4)) * 4  # so that groups of four fit
+    base = torch.randn(ROWS, columns).bfloat16()
+    table: dict[str, str] = {}
     folder.mkdir()
     for i in range(shards):
         scales = [0.5 + 0.1 * ((4 * i + j) % 13) for j in range(4)]
@@ -125,7 +126,7 @@ class Work:
         """What takes turns, by name."""
         shards = sorted(self.source.glob("*.safetensors"))
         copied = 'cat "$@" > /dev/null; mkdir -p "$0"; cp "$@" "$0"; sync "$0"/* "$0"'
-        halves = [[copied, f"{self.out}/{i}", *shards[i::2]] for i in (0, 1)]
+        halves: list[list[str | Path]] = [[copied, f"{self.out}/{i}", *shards[i::2]] for i in (0, 1)]
         return {
             READ: lambda: shells([['cat "$@" > /dev/null', "sh", *shards]]),
             COPY: lambda: shells([['cp -r "$0" "$1"; sync "$1"/* "$1"', self.source, self.out]]),

@@ -48,7 +48,7 @@ class Model:
 class Site:
     """Machines, each with a worker: GB/s of its disk and of its processor, seconds to start; the network between them."""
 
-    read: float = 2.0
+    read: float = 3.5
     count: float = 2.0
     rewrite: float = 0.5
     start: float = 2.0
