@@ -19,9 +19,9 @@ from benchmarks.result import Result, Table
 WAYS = ("global", "uniform", "lamp", "2:4")
 DIGITS = {2: (1 << 15,), 4: (1 << 16, 1 << 15)}
 """Bins of each digit of a key, by the bytes of a weight: bf16 and fp32."""
-KEPT = 64 << 20
+KEPT = 128 << 20
 """Bytes of counts that a worker keeps between passes."""
-COUNTS = {2: 25e3, 4: 370e3}
+COUNTS = {2: 15e3, 4: 222e3}
 """Bytes of counts of one large tensor of normal values."""
 PASSES = {2: {"global": 1, "uniform": 1, "lamp": 2, "2:4": 2}, 4: {"global": 2, "uniform": 2, "lamp": 4, "2:4": 2}}
 """How often a plan reads all weights, apart from ties."""

@@ -20,6 +20,7 @@ from secateur.core.keys import FORMATS
 from secateur.core.make import make
 from secateur.core.patterns import Channel, Unstructured
 from secateur.core.plan import Plan, Row, gone, row_of
+from secateur.core.profile import KEPT
 from secateur.core.request import Request
 from secateur.core.select import Cut, identity
 from secateur.core.types import Part, Spec
@@ -85,7 +86,8 @@ def make_plan(store: Store, request: Request, include: Globs, ignore: Globs, *, 
     store.check(specs)
     if isinstance(store, ShardedStore):
         store.check_request(request, specs)
-    made = make(specs, store.parts, request, matches, store.sum)
+    # Of what a worker on files may take, half for counts; the rest is for pieces of tensors.
+    made = make(specs, store.parts, request, matches, store.sum, getattr(store, "memory", 2 * KEPT) // 2)
     check_followers(made, store)
     for text in made.warnings:
         warnings.warn(text, SecateurWarning, stacklevel=stacklevel)

@@ -148,7 +148,7 @@ def test_the_simulation_knows_how_often_weights_are_read(
 
     folder = write(tmp_path / "c", dtype)
     monkeypatch.setattr(disk, "read_at", counting)
-    monkeypatch.setattr(profile.Budget.__init__, "__defaults__", (kept,))
+    monkeypatch.setattr("secateur.core.make.Budget", lambda left: profile.Budget(kept))
     model = Model(TENSORS, SHAPE[0] * SHAPE[1], WIDTHS[dtype], 2)
     for way, asked in ASKED.items():
         for workers, add in ((1, None), (2, lambda counts: counts.clone())):

@@ -33,6 +33,7 @@ from .lamp import Counted, all_finite, count_together, lamp_counts
 from .patterns import NM, Channel, Pattern
 from .plan import Plan, row_of
 from .plan import Row as PlanRow
+from .profile import KEPT, Budget
 from .request import Request
 from .select import Cut, identity
 from .source import Source
@@ -42,7 +43,9 @@ from .types import Part, Parts, Reduce, Spec
 Match = Callable[[Spec, str], bool]
 
 
-def make(specs: Sequence[Spec], parts: Parts, request: Request, match: Match, reduce: Reduce = identity) -> Plan:
+def make(
+    specs: Sequence[Spec], parts: Parts, request: Request, match: Match, reduce: Reduce = identity, kept: int = KEPT
+) -> Plan:
     """Makes the plan of a request over the chosen ones of ``specs``; reads values, writes nothing.
 
     Args:
@@ -51,13 +54,14 @@ def make(specs: Sequence[Spec], parts: Parts, request: Request, match: Match, re
         request: what is asked.
         match: whether a glob of a mapping matches a tensor.
         reduce: sums counts over workers.
+        kept: bytes that may be kept of what was counted, instead of counting again.
 
     Raises:
         BadInput, BadTensor, NothingChosen, Infeasible, NotDefined: see `secateur.prune`. Nothing is touched.
     """
     specs, warnings = eligible(specs, request.pattern)
     pools = joined([s for s in specs if s.skip is None], request.pattern)
-    maker = _Maker(request, pools, parts, reduce, match)
+    maker = _Maker(request, pools, parts, reduce, match, kept)
     asked, taken = maker.allocate()
     by_name: dict[str, tuple[int | None, Taken]] = {}
     for s, a, t in zip(pools, asked, taken, strict=True):
@@ -156,10 +160,11 @@ class _Maker:
     parts: Parts
     reduce: Reduce
     match: Match
+    kept: int = KEPT
 
     def __post_init__(self) -> None:
         r = self.request
-        self.source = Source(self.parts, self.reduce, r.criterion, r.nonfinite)
+        self.source = Source(self.parts, self.reduce, r.criterion, r.nonfinite, budget=Budget(self.kept))
         facts: list[Facts] | None = None
         if r.nonfinite != "error":
             facts = [self.source.facts(s) for s in self.specs]

@@ -7,7 +7,6 @@ KiB a tensor (a million normal numbers of bfloat16 have fewer than 2,000 magnitu
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -24,8 +23,8 @@ from .keys import FORMATS, magnitude_key
 from .select import Cut, Space
 from .types import Part, Parts, Spec
 
-KEPT = 64 << 20
-"""Bytes of counts that are kept; beyond them a digit is counted again whenever it is asked for."""
+KEPT = 128 << 20
+"""Bytes of counts that are kept where nobody says how many; beyond them a digit is counted again whenever it is asked for."""
 
 
 class Digit(NamedTuple):
@@ -85,7 +84,8 @@ class Profile:
             for part in self.parts(self.spec, "chunk"):
                 bins += _bins(part, shift, width, prefix)
             live = np.flatnonzero(bins)
-            found = Digit(live.astype(np.uint16), bins[live])
+            short = np.uint32 if self.spec.numel >> 32 == 0 else np.int64  # there may be thousands of tensors
+            found = Digit(live.astype(np.uint16), bins[live].astype(short))
             if found.nbytes <= self.budget.left:
                 self.budget.left -= found.nbytes
                 self._known[shift, prefix] = found
@@ -95,7 +95,7 @@ class Profile:
         """`digit` as a table with a number for every value, int64."""
         found = self.digit(shift, width, prefix)
         bins = torch.zeros(1 << width, dtype=torch.int64)
-        bins[torch.from_numpy(found.values.astype(np.int64))] = torch.from_numpy(found.counts)
+        bins[torch.from_numpy(found.values.astype(np.int64))] = torch.from_numpy(found.counts.astype(np.int64))
         return bins
 
     @property
@@ -133,12 +133,6 @@ class Profile:
                 return Settled(pruned, low)
         found = [_lost(part, cut) for part in self.parts(self.spec, "chunk")]
         return Settled(sum(p for p, _ in found), min((k for _, k in found if k is not None), default=None))
-
-    def fingerprint(self) -> str:
-        """A short hash of the first digits' counts: other values have another, but for their order."""
-        shift, width = next(self._space.digits())
-        top = self.digit(shift, width, None)
-        return hashlib.sha256(top.values.tobytes() + top.counts.tobytes()).hexdigest()[:16]
 
     @property
     def _space(self) -> Space:

@@ -41,10 +41,10 @@ class Source:
     reduce: Reduce
     criterion: crit.Criterion
     nonfinite: str
+    budget: Budget = field(default_factory=Budget)
     _scores: dict[str, Kept] = field(default_factory=dict)
     _keys: dict[str, Kept] = field(default_factory=dict)
     _profiles: dict[str, Profile] = field(default_factory=dict)
-    _budget: Budget = field(default_factory=Budget)
     constant: list[str] = field(default_factory=list)
     """Names of tensors to whose weights the criterion gave one value; looked for where scores are kept."""
 
@@ -94,7 +94,7 @@ class Source:
     def profile(self, spec: Spec) -> Profile:
         """The magnitudes of the part of a tensor that this worker holds; counted once."""
         if spec.name not in self._profiles:
-            self._profiles[spec.name] = Profile(spec, self.parts, self._budget)
+            self._profiles[spec.name] = Profile(spec, self.parts, self.budget)
         return self._profiles[spec.name]
 
     def facts_each(self, specs: Sequence[Spec]) -> list[Facts]:
