@@ -30,7 +30,7 @@ test: $(STAMP)  ## Run the tests (ARGS="-k name" to choose)
 test-full: $(STAMP)  ## Run the slow tests too
 	$(BIN)/python -m pytest -m "" $(ARGS)
 
-fuzz: $(STAMP)  ## Change headers, indices, plans, manifests and packed files at random, for two minutes
+fuzz: $(STAMP)  ## Change headers, indices, plans, manifests and packed files at random, for three minutes
 	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -m "" tests/unit/test_files_fuzz.py tests/unit/test_packed_fuzz.py $(ARGS)
 
 lint: $(STAMP)  ## Check style, format and types
