@@ -229,7 +229,7 @@ def test_an_interrupted_save_leaves_the_old_plan_or_the_new_one(new_masks: bool,
             assert torch.equal((found.masks or {})[name], bits)
         if done:
             break
-    assert n == (9 if new_masks else 5)  # each of them was the last once
+    assert n == (10 if new_masks else 5)  # each of them was the last once
     assert found == new
     assert len(list(tmp_path.glob("plan*"))) == 1 + new_masks
 
