@@ -125,8 +125,10 @@ def test_a_pruned_folder_is_loaded_like_any_other(folder: Path, model: nn.Module
     out = tmp_path / "half"
     secateur.prune(folder, 0.5, out=out)
     assert {p.relative_to(out) for p in out.rglob("*")} == {
-        p.relative_to(folder) for p in folder.rglob("*") if not p.name.startswith(".")
+        Path("pruning_manifest.json"),
+        *(p.relative_to(folder) for p in folder.rglob("*") if not p.name.startswith(".")),
     }
+    assert secateur.verify(out).wrong == ()
     loaded = transformers.AutoModel.from_pretrained(str(out)).eval()
     secateur.prune(model, 0.5)
     assert same(state(loaded), state(model))
