@@ -13,7 +13,7 @@ import torch
 
 from secateur.carry import Globs, make_plan, refuse_other
 from secateur.carry_ranks import written_by_ranks
-from secateur.carry_stage import Carried, fill, kept_if_begun, manifest, refuse_changed, written_down
+from secateur.carry_stage import Carried, fill, kept_if_begun, manifest, place_of, refuse_changed, written_down
 from secateur.core.criteria import is_named
 from secateur.core.heads import Head
 from secateur.core.plan import Plan
@@ -29,7 +29,7 @@ from secateur.stores.base import Store, globs
 from secateur.stores.checkpoint import CheckpointStore
 from secateur.stores.planfile import load_plan, save_plan
 from secateur.stores.rewrite import Counted, read_back, rewrite
-from secateur.stores.stage import begun, is_placed, left_by_another
+from secateur.stores.stage import begun, left_by_another
 from secateur.stores.staging import staged
 
 
@@ -140,21 +140,15 @@ def _carry_out(
     if how.engine == "torch":
         made, counted = written_by_ranks(store, out, asked, make, overwrite, how)
     else:
-        placed = how.resume and store.path.is_dir() and is_placed(Path.cwd() / out)
-        target = store.refuse_out(out, overwrite or placed, how.in_place)
-        write = _one_file if not store.path.is_dir() else _folder
-        made, counted = write(store, target, asked, make, overwrite or how.in_place, how)
+        target, replaced = place_of(store, out, overwrite, how), overwrite or how.in_place
+        if store.path.is_dir():
+            made, counted = _folder(store, target, asked, make, replaced, how)
+        else:
+            made, counted = _one_file(store, target, make, replaced, how)
     return Report(report_rows(store, made, counted), made.asked(), made.warnings, str(out))
 
 
-def _one_file(
-    store: CheckpointStore,
-    target: Path,
-    asked: Mapping[str, Any],
-    make: Callable[[], Plan],
-    overwrite: bool,
-    how: Files,
-) -> Carried:
+def _one_file(store: CheckpointStore, target: Path, make: Callable[[], Plan], overwrite: bool, how: Files) -> Carried:
     before, made = store.stamp(), make()
     (file,) = store.files
     how.progress(0, 1, file)
@@ -201,9 +195,7 @@ def report_rows(store: CheckpointStore, made: Plan, counted: Mapping[str, Counte
     units = "heads" if isinstance(made.pattern, Head) else "channels"
     rows = []
     for r in made.rows:
-        if (
-            r.name not in specs
-        ):  # one that is left as it is, of the model that the plan was made of, and not in this one
+        if r.name not in specs:  # left as it is, in the model that the plan was made of, and not in this one
             continue
         spec, c = specs[r.name], counted.get(r.name)
         row = ReportRow(

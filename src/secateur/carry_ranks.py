@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from secateur.carry_stage import Carried, kept_if_begun, manifest, missing, refuse_changed
+from secateur.carry_stage import Carried, kept_if_begun, manifest, missing, place_of, refuse_changed, written_down
 from secateur.core.plan import Plan
 from secateur.engines.torchrun import Workers
 from secateur.errors import NotDefined
@@ -14,7 +14,7 @@ from secateur.files import Files
 from secateur.stores.checkpoint import CheckpointStore, shared_out
 from secateur.stores.planfile import load_plan, save_plan
 from secateur.stores.rewrite import Done, read_back, rewrite
-from secateur.stores.stage import Stage, begun, is_placed, left_by_another
+from secateur.stores.stage import Stage, begun, left_by_another
 
 
 def written_by_ranks(
@@ -30,22 +30,22 @@ def written_by_ranks(
             "ranks share the files of a folder; a single file is written by one worker: leave engine= out."
         )
     ranks = Workers()
-    target = ranks.first(
-        lambda: store.refuse_out(out, overwrite or (how.resume and is_placed(Path.cwd() / out)), how.in_place)
-    )
+    target = ranks.first(lambda: place_of(store, out, overwrite, how))
     before = ranks.first(store.stamp)
     whole = {"asked": dict(asked), "source": before}
     stage: Stage | None = None
 
-    def found() -> tuple[Path, Path] | None:
+    def found() -> Path | None:
+        """The plan that an interrupted run made."""
         nonlocal stage
         stage = left_by_another(target, whole) if how.resume else None
-        return None if stage is None or not stage.plan.is_file() else (stage.plan, stage.result)
+        return None if stage is None or not stage.plan.is_file() else stage.plan
 
     old = ranks.first(found)
-    made = load_plan(old[0]) if old is not None else make()
+    made = load_plan(old) if old is not None else make()
 
     def start() -> tuple[Path, list[str]]:
+        """Where the stage is, and which files are still to be written."""
         nonlocal stage
         stage = stage or begun(target, whole, store.nbytes)
         try:
@@ -106,4 +106,4 @@ def _counted(
         finish(done)
         return done
 
-    return {n: c for d in ranks.first(work).values() for n, c in d.counted.items()}
+    return written_down(ranks.first(work))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -22,7 +21,7 @@ from secateur.stores.checkpoint import CheckpointStore
 from secateur.stores.planfile import load_plan
 from secateur.stores.rewrite import Counted, Done, read_back, rewrite
 from secateur.stores.safetensors_file import carry_over
-from secateur.stores.stage import MANIFEST, Stage
+from secateur.stores.stage import MANIFEST, Stage, is_placed
 
 Carried = tuple[Plan, Mapping[str, Counted]]
 """A plan, and what was counted in each tensor while it was carried out."""
@@ -138,25 +137,28 @@ def written_down(done: Mapping[str, Done]) -> dict[str, Counted]:
     return {n: c for d in done.values() for n, c in d.counted.items()}
 
 
+def place_of(store: CheckpointStore, out: Path, overwrite: bool, how: Files) -> Path:
+    """The place of a result, refused where none can be put; one that an interrupted run put there may be gone on with."""
+    placed = how.resume and store.path.is_dir() and is_placed(Path.cwd() / out)
+    return store.refuse_out(out, overwrite or placed, how.in_place)
+
+
 def refuse_changed(store: CheckpointStore, before: Mapping[str, Any]) -> None:
+    """Raises `SecateurError` where a store's files are not as they were stamped."""
     if store.stamp() != before:
         raise SecateurError(f"{store.path} changed while it was pruned; run it again.")
 
 
 def manifest(store: CheckpointStore, made: Plan, done: Mapping[str, Done], result: Path) -> dict[str, Any]:
     """What is in a result, for `verify`: the same for the same result, whoever made it and when."""
-    counted = {n: c.zeros for d in done.values() for n, c in d.counted.items()}
+    counted = written_down(done)
     ours = {result / f for f in (*done, MANIFEST)}
     others = [p for p in result.rglob("*") if p.is_file() and p not in ours]
     return {
         "secateur_manifest": 1,
         "asked": {**made.asked(), "nonfinite": made.nonfinite},
         "pruned": {r.name: {"zeros": r.prune, "of": r.numel} for r in made.chosen},
-        "zeros": {n: counted[n] for n in sorted(counted)},
+        "zeros": {n: counted[n].zeros for n in sorted(counted)},
         "files": {f: {"bytes": done[f].nbytes, "sha256": done[f].sha256} for f in sorted(done)},
-        "carried": {str(p.relative_to(result)): _sha256(p) for p in sorted(others)},
+        "carried": {str(p.relative_to(result)): disk.sha256(p) for p in sorted(others)},
     }  # fmt: skip
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(disk.read_bytes(path)).hexdigest()

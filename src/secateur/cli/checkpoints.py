@@ -74,17 +74,11 @@ def verify_command(
         show(json_text.dumps(asdict(found), indent=1))
     elif not found.wrong:
         share = f", {found.pruned / found.of:.2%}" if found.of else ""
-        show(
-            [
-                Text(
-                    f"{found.files} files are as they were written; {found.pruned:,} of {found.of:,} pruned weights zero{share}"
-                )
-            ]
-        )
+        zero = f"{found.pruned:,} of {found.of:,} pruned weights zero{share}"
+        show([Text(f"{found.files} files are as they were written; {zero}")])
     if found.wrong:
-        raise SecateurError(
-            f"{path} is not as it was written: " + "; ".join(printable(w) for w in found.wrong[:8]) + "."
-        )
+        wrong = "; ".join(printable(w) for w in found.wrong[:8])
+        raise SecateurError(f"{path} is not as it was written: {wrong}.")
 
 
 def clean_command(

@@ -28,7 +28,7 @@ from .keys import (
     order_key,
 )
 from .select import Cut, Keyed, Space, kth_key
-from .types import Align, Part, Parts, Reduce, Spec
+from .types import Part, Parts, Reduce, Spec
 
 KeyOf = Callable[[Part], Tensor]
 """Int64 keys of a part, of its shape."""
@@ -42,9 +42,9 @@ class Facts:
     nonfinite: int
 
 
-def chunks_of(spec: Spec, parts: Parts, block: int = 1, align: Align = "chunk") -> Iterator[Part]:
+def chunks_of(spec: Spec, parts: Parts, block: int = 1) -> Iterator[Part]:
     """All parts of one tensor in flat chunks of bounded size, none of which cuts a run of ``block`` elements."""
-    for part in parts(spec, align if block == 1 else block):
+    for part in parts(spec, "chunk" if block == 1 else block):
         yield from part.chunks(_size(block))
 
 
@@ -104,11 +104,11 @@ def kept_scores(spec: Spec, parts: Parts, criterion: crit.Criterion) -> Kept:
 
 
 def score_pieces(
-    spec: Spec, parts: Parts, criterion: crit.Criterion, kept: Kept | None, block: int = 1, align: Align = "chunk"
+    spec: Spec, parts: Parts, criterion: crit.Criterion, kept: Kept | None, block: int = 1
 ) -> Iterator[tuple[Part, Tensor]]:
     """Flat parts with their scores, in pieces of bounded size: from ``kept``, or by calling an elementwise criterion."""
     if kept is None:
-        for chunk in chunks_of(spec, parts, block, align):
+        for chunk in chunks_of(spec, parts, block):
             yield chunk, crit.scores(criterion, chunk)
     else:
         for part, scores in zip(parts(spec, "whole"), kept, strict=True):

@@ -27,7 +27,7 @@ from .elements import (
 from .keys import FORMATS, comparable
 from .profile import Budget, Profile
 from .select import Cut, Keyed, identity
-from .types import Align, Part, Parts, Reduce, Spec
+from .types import Part, Parts, Reduce, Spec
 
 KEPT = 1 << 22
 """Weights whose keys are kept between passes where the criterion could be called again: 32 MiB."""
@@ -48,12 +48,12 @@ class Source:
     constant: list[str] = field(default_factory=list)
     """Names of tensors to whose weights the criterion gave one value; looked for where scores are kept."""
 
-    def scored(self, spec: Spec, align: Align = "chunk") -> Iterator[tuple[Part, Tensor]]:
+    def scored(self, spec: Spec) -> Iterator[tuple[Part, Tensor]]:
         """Flat parts with their scores; a criterion that is not elementwise is called once a tensor in all."""
         if not crit.is_elementwise(self.criterion) and spec.name not in self._scores:
             self._scores[spec.name] = scores = kept_scores(spec, self.parts, self.criterion)
             self._look_at(spec, (comparable(p, str(spec)) for p in pieces_of(scores)))
-        return score_pieces(spec, self.parts, self.criterion, self._scores.get(spec.name), 1, align)
+        return score_pieces(spec, self.parts, self.criterion, self._scores.get(spec.name))
 
     def keyed(self, spec: Spec, block: int = 1) -> Keyed:
         """A tensor with the order keys of its scores. They are kept, 8 bytes a weight, where the criterion is called once a

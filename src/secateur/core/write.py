@@ -108,15 +108,13 @@ def streamed(plan: Plan, row: PlanRow, parts: Parts, meter: Meter) -> Iterator[P
     """A tensor that this worker holds alone, in pieces and in order, with zeros written in; counted while writing."""
     if _simple(plan) and not isinstance(plan.pattern, Row) and row.cut is not None:
         run = plan.pattern.grouping(row.spec).run if isinstance(plan.pattern, NM) else 1
-        written = True
         for part in parts(row.spec, run if run > 1 else "chunk"):
             found = _filled(plan, row.cut, replace(part, spec=row.spec))
-            written = found is not None
-            if found is None:
+            if found is None:  # of the first part, since it depends on the tensor alone
                 break
             meter.count(*found)
             yield part
-        if written:
+        else:
             return
     for part, which in gone(plan, row, parts):
         meter.add(part.tensor, which)

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,8 @@ from .staging import refuse_place, refuse_result, staged
 Raw = NDArray[np.uint8]
 MEMORY = 256 << 20
 """Bytes that a worker may take, by default."""
-_SHARES = (
-    32  # pieces of a tensor that fit into them: being read, pruned, hashed and written, and what is counted beside
-)
+_SHARES = 32
+"""Pieces of a tensor that fit into them: being read, pruned, hashed and written, and what is counted beside."""
 
 
 class CheckpointStore:
@@ -112,7 +112,7 @@ class CheckpointStore:
         """Every tensor whose values can be counted."""
         return [s for s in self.specs() if s.dtype in checks.SUPPORTED and s.role != "buffer"]
 
-    @property
+    @cached_property
     def files(self) -> dict[str, dict[str, Stored]]:
         """Each file's tensors by the names they have there, in the order in which they lie."""
         found: dict[str, dict[str, Stored]] = {}

@@ -4,13 +4,11 @@ An operation that a signal interrupted is begun again, some times over. Reads ar
 short meanwhile, a read ends the program.
 """
 
-# (closures here are called before the next turn of their loop; and these are the calls of the system themselves)
-
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +16,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where nothing tells whether another process is at work on a stage
+    fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 Path_ = str | os.PathLike[str]
@@ -73,6 +76,8 @@ def close_fd(fd: int, path: Path_) -> None:
 def locked(fd: int, path: Path_) -> bool:
     """Takes a lock that lasts as long as the file is open; whether nobody else has it. Where a filesystem knows no locks,
     nobody has."""
+    if fcntl is None:
+        return True
     try:
         _do("lock", path, lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB))
     except OSError as e:
@@ -176,6 +181,17 @@ def read_bytes(path: Path_) -> bytes:
 def read_text(path: Path_) -> str:
     """A text file in UTF-8."""
     return read_bytes(path).decode("utf-8")
+
+
+def sha256(path: Path_) -> str:
+    """The SHA-256 of a file."""
+    digest, at = hashlib.sha256(), 0
+    room = memoryview(bytearray(BUFFER))
+    with opened(path) as fd:
+        while got := read_at(fd, path, room, at):
+            digest.update(room[:got])
+            at += got
+    return digest.hexdigest()
 
 
 def write_new(path: Path_, contents: str | bytes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -69,7 +68,7 @@ def verify(path: str | os.PathLike[str]) -> Verified:
         found = path / file
         if not _is_file(found):
             wrong.append(f"{file} is not there")
-        elif (seen := _sha256(found)) != sha256:
+        elif (seen := disk.sha256(found)) != sha256:
             wrong.append(f"{file} has the sha256 {seen[:16]}…, and the manifest says {sha256[:16]}…")
     others = {p.name for p in path.glob(f"*{SUFFIX}")} - set(listed)
     wrong += [f"{file} is not in the manifest" for file in sorted(others)]
@@ -90,7 +89,7 @@ def _manifest(path: Path) -> Mapping[str, Any]:
         if file.stat().st_size > MOST:
             raise ValueError("it is too large")
         told = json.loads(disk.read_text(file))
-        sizes = [n for f in told["files"].values() for n in (f["bytes"],)] + list(told["zeros"].values())
+        sizes = [f["bytes"] for f in told["files"].values()] + list(told["zeros"].values())
         sizes += [n for p in told["pruned"].values() for n in (p["zeros"], p["of"])]
         hashes = [f["sha256"] for f in told["files"].values()] + list(told["carried"].values())
         names = [*told["files"], *told["carried"]]
@@ -121,13 +120,3 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a name that no file can have
         return False
-
-
-def _sha256(path: Path) -> str:
-    digest, at = hashlib.sha256(), 0
-    room = memoryview(bytearray(4 << 20))
-    with disk.opened(path) as fd:
-        while got := disk.read_at(fd, path, room, at):
-            digest.update(room[:got])
-            at += got
-    return digest.hexdigest()
