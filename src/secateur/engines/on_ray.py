@@ -77,10 +77,15 @@ def _results(
 
 
 def _there(work: bytes, path: list[str], folder: str) -> Any:
+    function, job = _opened(work, path, folder)
+    return function(job)
+
+
+def _opened(work: bytes, path: list[str], folder: str) -> Any:
+    """What was sent to a worker, which finds modules and files where the sender does."""
     sys.path[:] = [*path, *(p for p in sys.path if p not in path)]
     os.chdir(folder)
-    function, job = pickle.loads(work)  # only now, since what it names is found by the path
-    return function(job)
+    return pickle.loads(work)  # only now, since what it names is found by the path
 
 
 def together_on_ray(function: Callable[[int, int, Callable[[Any], Any]], Result], workers: int) -> Result:
@@ -122,8 +127,7 @@ class _Sums:
 
 
 def _adding(ledger: Any, worker: int, workers: int, work: bytes, path: list[str], folder: str) -> Any:
-    sys.path[:] = [*path, *(p for p in sys.path if p not in path)]
-    os.chdir(folder)
+    function = _opened(work, path, folder)
     import ray
     import torch
 
@@ -135,4 +139,4 @@ def _adding(ledger: Any, worker: int, workers: int, work: bytes, path: list[str]
         number += 1
         return torch.from_numpy(total.copy())
 
-    return pickle.loads(work)(worker, workers, add)
+    return function(worker, workers, add)

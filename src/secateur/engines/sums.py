@@ -95,30 +95,36 @@ def together(function: Callable[[int, int, Add], Result], workers: int) -> Resul
         while len(results) < workers:
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
-                worker, tries, process = running[ready]
-                try:
-                    kind, *rest = ready.recv()
-                except (EOFError, OSError):
+                worker, tries, _ = running[ready]
+                kind, *rest = _said(ready)
+                if kind == "ended":
                     del running[ready]
-                    if worker in results:
-                        continue
-                    if tries == TRIES:
-                        raise SecateurError(GONE) from None
-                    start(worker, tries + 1)
-                    continue
-                if kind == "raised":
+                    if worker not in results and tries == TRIES:
+                        raise SecateurError(GONE)
+                    if worker not in results:
+                        start(worker, tries + 1)
+                elif kind == "raised":
                     raise rest[0]
-                if kind == "result":
+                elif kind == "result":
                     results[worker] = rest[0]
-                    continue
-                answers[worker] = ready
-                again = rest[0] < len(ledger.sums)  # of a worker that was begun again: the others are further on
-                if (total := ledger.add(rest[0], worker, torch.from_numpy(rest[1]))) is not None:
-                    _answer(answers, [worker] if again else list(answers), total)
+                else:
+                    answers[worker] = ready
+                    again = rest[0] < len(ledger.sums)  # of a worker that was begun again: the others are further on
+                    if (total := ledger.add(rest[0], worker, torch.from_numpy(rest[1]))) is not None:
+                        _answer(answers, [worker] if again else list(answers), total)
     finally:
         for _, _, process in running.values():
             process.terminate()
     return results[0]
+
+
+def _said(pipe: Connection) -> tuple[Any, ...]:
+    """What a worker says; that it ended, where it says nothing any more."""
+    try:
+        said: tuple[Any, ...] = pipe.recv()
+    except (EOFError, OSError):
+        return ("ended",)
+    return said
 
 
 def _answer(answers: dict[int, Connection], who: Sequence[int], total: Tensor) -> None:
