@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.text import Text
 
 import secateur
-from secateur.carry import check_out
 from secateur.errors import OutputExists, SecateurError, SecateurWarning
 from secateur.evaluate.budget import check_budget
 from secateur.report.compare_text import renderables as comparison_renderables
@@ -160,12 +159,12 @@ def prune_command(
     if calibration:
         odd = [("--dry-run", dry_run), ("--allow-pickle", allow_pickle), ("--in-place", in_place), ("--resume", resume)]
         checkpoints.refuse_together("--calibration", dict([*odd, ("--engine", engine), ("--memory", memory)]))
-        place = checkpoints.place_of(src, out, in_place)
+        place = checkpoints.place_of(src, out, in_place, overwrite)
         _prune_with_data(src, place, overwrite, calibration, data, sparsity, json, wanted)
         return
     checkpoints.refuse_without("--calibration TEXT", data)
     checkpoints.refuse_together("--allow-pickle", {"--in-place": allow_pickle and in_place})
-    target_place = None if dry_run else checkpoints.place_of(src, out, in_place)
+    target_place = None if dry_run else checkpoints.place_of(src, out, in_place, overwrite or resume)
     how = {"memory": memory, "resume": resume, "in_place": in_place, "first": first, "last": last}
     with as_files(src, allow_pickle) as target, worked_on(engine, jobs, **how) as files:
         found: Any = (
@@ -218,7 +217,6 @@ def _prune_with_data(
 ) -> None:  # fmt: skip
     from . import language  # for those who calibrate
 
-    check_out(src, out, overwrite)  # before minutes are spent on reading
     told = language.Told()
     batches = language.token_batches(src, texts, data["samples"], data["length"], data["seed"])
     more = {"solver": data["solver"], "out": out, "overwrite": overwrite}

@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 
 import secateur
+from secateur.carry import check_out
 from secateur.errors import SecateurError
 from secateur.report.tables import renderables
 from secateur.report.words import printable
@@ -37,18 +38,22 @@ def apply_command(
     """Carry out a plan: the same bytes as prune writes, on any machine that has the checkpoint."""
     made = secateur.load_plan(plan)
     with worked_on(engine, jobs, memory=memory, resume=resume, in_place=in_place) as files:
-        report = secateur.apply(made, src, out=place_of(src, out, in_place), overwrite=overwrite, files=files)
+        report = secateur.apply(
+            made, src, out=place_of(src, out, in_place, overwrite or resume), overwrite=overwrite, files=files
+        )
     if speaks():
         show(report.to_json() if json else list(renderables(report)))
 
 
-def place_of(src: Path, out: Path | None, in_place: bool) -> Path:
-    """Where a result goes."""
+def place_of(src: Path, out: Path | None, in_place: bool, taken: bool) -> Path:
+    """Where a result goes, refused before minutes are spent on reading; ``taken``: something may be there already."""
     if (out is None) != in_place:
         raise typer.BadParameter(
             "say where the result goes with -o, replace the source with --in-place, or ask for the plan alone with --dry-run."
         )
-    return src if out is None else out
+    place = src if out is None else out
+    check_out(src, place, taken, in_place)
+    return place
 
 
 def refuse_together(one: str, others: Mapping[str, object]) -> None:

@@ -64,7 +64,7 @@ def convert(path: Path, out: Path) -> None:
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
-    if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
+    if not isinstance(found, Mapping) or not found or not all(isinstance(t, Tensor) for t in found.values()):
         raise BadInput(
             f"{path.name} does not hold a dict of tensors; load it yourself and pass the model to secateur.prune."
         )
