@@ -45,7 +45,7 @@ def test_a_process_is_silent_and_ends_with_its_code(model_file: Path, tmp_path: 
     assert "\x1b" not in done.stdout
     assert f"written to {out}" in done.stdout
     done = subprocess.run(
-        [*command, "prune", model_file, "--sparsity", "90", "-o", out],
+        [*command, "prune", model_file, "--sparsity", "90", "-o", tmp_path / "other.safetensors"],
         capture_output=True,
         text=True,
         env=environment,
