@@ -23,12 +23,15 @@ from benchmarks import checkpoint_chart, child, machine
 from benchmarks.result import Bar, Result, Table
 from benchmarks.timing import Timing, spread
 
-QUICK = (0.05, 0.1)
+QUICK = (0.05,)
 SIZES = {False: (0.25, 0.5), True: (0.5, 2.0, 6.0, 12.0)}
 """GB (10^9 bytes) of the quick form, of the moderate one, and of the full one."""
 SHARD, ROWS = 0.5, 4096
 ROOM = 2.2
 """Times its size that a checkpoint needs of the disk: itself, one result beside it, and some to spare."""
+SETTLE = 3.0
+"""Seconds of rest before each candidate. A virtual machine gives memory that was freed back to its host after two, and takes it
+again ten times more slowly than its own: whoever came first after the last result was removed would get it for nothing."""
 LARGE = 1.0
 """GB from which on times have bars: below, much of the time is the start of Python and torch."""
 MOST = {"warm": 2.0, "cold": 1.4}
@@ -118,8 +121,8 @@ def forget(folder: Path) -> None:
 class Work:
     """The candidates over one checkpoint, and the peaks of the processes that pruned."""
 
-    def __init__(self, folder: Path) -> None:
-        self.source, self.out = folder / "source", folder / "out"
+    def __init__(self, folder: Path, settle: float) -> None:
+        self.source, self.out, self.settle = folder / "source", folder / "out", settle
         self.peaks: dict[str, list[int]] = {PRUNE: [], PRUNE2: []}
 
     def candidates(self) -> dict[str, Callable[[], None]]:
@@ -151,6 +154,7 @@ class Work:
             forget(self.source)
         else:
             shells([['cat "$0"/* > /dev/null', self.source]])
+        time.sleep(self.settle)
 
 
 def shells(lines: Sequence[Sequence[str | Path]]) -> None:
@@ -179,10 +183,10 @@ def turns(work: Work, cache: str, repeats: int) -> dict[str, Timing]:
     return {name: Timing(tuple(s)) for name, s in seconds.items()}
 
 
-def measured(gb: float, folder: Path, repeats: int, idle: int) -> Cell:
+def measured(gb: float, folder: Path, repeats: int, idle: int, settle: float) -> Cell:
     """One size, in a new folder that is removed afterwards."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="checkpoint-") as name:
-        work = Work(Path(name))
+        work = Work(Path(name), settle)
         shards = make(work.source, gb)
         times = {cache: turns(work, cache, repeats) for cache in MOST}
     serial, worker = ([(p - idle) / (1 << 20) for p in work.peaks[n]] for n in (PRUNE, PRUNE2))
@@ -244,7 +248,7 @@ def run(full: bool, quick: bool = False, sizes: Sequence[float] = (), repeats: i
     left_out = [f"{gb:g} GB (needs {ROOM * gb:.0f} GB of disk)" for gb in asked if ROOM * gb + 2 > free]
     idle = int(statistics.median([child.script(IDLE) for _ in range(3)]))
     start = Timing(tuple(_start() for _ in range(repeats)))
-    cells = [measured(gb, folder, repeats, idle) for gb in asked if ROOM * gb + 2 <= free]
+    cells = [measured(gb, folder, repeats, idle, 0.0 if quick else SETTLE) for gb in asked if ROOM * gb + 2 <= free]
     title = f"{repeats} turns: median (min–max)" + (f"; left out: {', '.join(left_out)}" if left_out else "")
     more = " --quick" if quick else " --full" if full else ""
     line = f"python -m benchmarks checkpoint{more}"

@@ -25,8 +25,8 @@ COUNTS = {2: 15e3, 4: 222e3}
 """Bytes of counts of one large tensor of normal values."""
 PASSES = {2: {"global": 1, "uniform": 1, "lamp": 2, "2:4": 2}, 4: {"global": 2, "uniform": 2, "lamp": 4, "2:4": 2}}
 """How often a plan reads all weights, apart from ties."""
-UNKEPT = {2: {"global": 9, "uniform": 9, "lamp": 12, "2:4": 3}, 4: {"global": 5, "uniform": 5, "lamp": 7, "2:4": 2}}
-"""The same of tensors whose counts are not kept, ties and all; of fp32 those of the second digit, apart from ties."""
+UNKEPT = {2: {"global": 4, "uniform": 1, "lamp": 3, "2:4": 2}, 4: {"global": 7, "uniform": 2, "lamp": 5, "2:4": 2}}
+"""The same of tensors whose counts are not kept, but for those of the one that was looked at last."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,6 @@ class Cost:
     total: float
 
 
-def index_bins(numel: int) -> list[int]:
-    """Bins of each digit of the index at which a tensor's equal magnitudes are split."""
-    bits, bins = numel.bit_length(), []
-    while bits > 0:
-        bins.append(1 << min(16, bits))
-        bits -= 16
-    return bins
-
-
 def sums(model: Model, way: str, ties: int, ranges: int = 0) -> tuple[int, int]:
     """How many sums the workers make of a plan, and the bytes that each worker gives to them.
 
@@ -92,18 +83,18 @@ def sums(model: Model, way: str, ties: int, ranges: int = 0) -> tuple[int, int]:
     """
     t, digits = model.tensors, DIGITS[model.width]
     key = [8 * bins for bins in digits]
-    facts, measured = [16], [16, *key]  # zeros and non-finite ones; zeros, and the smallest that is left
+    facts, measured = 16, 24  # zeros and non-finite ones; zeros, whether anything is left, and the smallest of it
     if way == "2:4":
-        found = t * [*facts, 8, *measured]
+        found = t * [facts, 8, measured]
     elif way == "global":
-        found = t * (facts + facts + measured) + [*key, 16 * t]
+        found = [facts * t, *key, 16 * t, measured * t]
     else:
-        found = t * (facts + key + [16] + facts + measured)
+        found = t * [facts, *key, 16, measured]
     if way == "lamp":
-        found += t * [*facts, 8 * digits[0], 8]
+        found += [facts * t] + t * [8 * digits[0], 8]
         if model.width == 4:
             found += ranges * [16 << 15] + t * [8]
-    found += ties * [8 * bins for bins in index_bins(model.numel)]
+    found += ties * [16]
     return len(found), sum(found)
 
 
@@ -121,8 +112,8 @@ def passes(model: Model, way: str, ties: int, workers: int = 1, kept: int = KEPT
     own = math.ceil(model.tensors / workers)
     missing = 1 - min(1.0, kept / (own * COUNTS[model.width]))
     tied = ties / model.tensors
-    held = PASSES[model.width][way] + (len(index_bins(model.numel)) + 1) * tied
-    lost = UNKEPT[model.width][way] + (tied if model.width == 4 else 0)
+    held = PASSES[model.width][way] + tied  # at most: as far as the last of those that go
+    lost = UNKEPT[model.width][way] + tied * (2 if way == "global" else 1)
     return held * (1 - missing) + lost * missing
 
 

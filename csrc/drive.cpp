@@ -209,6 +209,7 @@ int64_t tie_index(const Kernels& kernels, const Array& a, uint64_t key, uint64_t
     const WidthKernels& k = of_width(kernels, a.width);
     if (r == 0) throw std::invalid_argument("ties are counted from 1");
     if (key > greatest_key(a.width)) return -1;
+    const uint64_t wanted = r;
     struct Found {
         uint64_t begin, end, hits;
     };
@@ -236,7 +237,7 @@ int64_t tie_index(const Kernels& kernels, const Array& a, uint64_t key, uint64_t
         }
         return static_cast<int64_t>(tie_index_within(k, a, key, r, f.begin, f.end));
     }
-    return -1;
+    return -1 - static_cast<int64_t>(wanted - r);
 }
 
 void keep(const Kernels& kernels, const Array& a, const uint8_t* bits) {

@@ -52,7 +52,7 @@ Tally cut_piece(const Kernels& kernels, const Array& a, uint64_t cut_key, uint64
 // bins[key >> shift & (nbins - 1)] += 1 where the bits of the key above those are `prefix`.
 void histogram(const Kernels& kernels, const Array& a, int shift, uint64_t prefix, int64_t* bins, uint64_t nbins);
 
-// One past the flat index of the r-th element with this key, or -1.
+// One past the flat index of the r-th element with this key; -1 - n if there are only n.
 int64_t tie_index(const Kernels& kernels, const Array& a, uint64_t key, uint64_t r);
 
 // The same among elements begin … end-1, which hold at least r of them, in the caller's thread.

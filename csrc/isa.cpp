@@ -9,6 +9,8 @@
 #include <unistd.h>
 #endif
 
+#include "crc.h"
+
 namespace secateur {
 namespace {
 
@@ -109,6 +111,15 @@ const T& chosen(std::initializer_list<const char*> variables) {
 }
 
 }  // namespace
+
+bool has_clmul() {
+#ifdef SECATEUR_HAS_crc
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.2");
+#else
+    return false;
+#endif
+}
 
 std::vector<std::string> usable_isas() { return names<Kernels>(); }
 std::vector<std::string> usable_product_isas() { return names<ProductKernels>(); }

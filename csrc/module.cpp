@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "bins.h"
+#include "crc.h"
 #include "drive.h"
 #include "isa.h"
 #include "packing_module.h"
@@ -61,6 +62,14 @@ int64_t py_tie_index(uintptr_t ptr, uint64_t n, int width, uint64_t key, uint64_
 }
 
 uint8_t* bytes_at(uintptr_t ptr) { return reinterpret_cast<uint8_t*>(ptr); }
+
+uint32_t py_crc32(uintptr_t ptr, uint64_t n, uint32_t value) {
+#ifdef SECATEUR_HAS_crc
+    return released([&] { return crc32_clmul(bytes_at(ptr), n, value); });
+#else
+    throw std::runtime_error("this build has no CRC-32; ask has_clmul()");
+#endif
+}
 
 void py_keep(uintptr_t ptr, uint64_t n, int width, uintptr_t bits_ptr) {
     released([&] { keep(kernels(), array(ptr, n, width), bytes_at(bits_ptr)); });
@@ -167,6 +176,8 @@ NB_MODULE(_native, m) {
     m.def("keys_of_each", &py_keys_of_each, "ptrs"_a, "sizes"_a, "widths"_a, "lows"_a, "highs"_a,
           "scale_exps"_a);
     m.def("tie_index", &py_tie_index, "ptr"_a, "n"_a, "width"_a, "key"_a, "r"_a);
+    m.def("has_clmul", &has_clmul);
+    m.def("crc32", &py_crc32, "ptr"_a, "n"_a, "value"_a);
     m.def("keep", &py_keep, "ptr"_a, "n"_a, "width"_a, "bits_ptr"_a);
     m.def("live", &py_live, "ptr"_a, "n"_a, "width"_a, "bits_ptr"_a);
     m.def("nm", &py_nm, "ptr"_a, "outer"_a, "groups"_a, "of"_a, "inner"_a, "prune"_a, "width"_a, "write"_a);

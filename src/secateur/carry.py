@@ -23,6 +23,7 @@ from secateur.core.plan import Plan, Row, gone, row_of
 from secateur.core.profile import KEPT
 from secateur.core.request import Request
 from secateur.core.select import Cut, identity
+from secateur.core.tiles import Tiles
 from secateur.core.types import Part, Spec
 from secateur.core.write import count_row, write_rows
 from secateur.errors import BadInput, OutputExists, PlanMismatch, SecateurError, SecateurWarning
@@ -140,9 +141,9 @@ def _channels_gone(made: Plan, row: Row, store: Store) -> Tensor:
     """Which of a tensor's channels a plan leaves without a weight (bool), from the plan alone."""
     assert isinstance(made.pattern, Channel)
     grid = made.pattern.grid(row.spec)
-    kept = torch.zeros(grid.units, dtype=torch.int64)
+    kept, tiles = torch.zeros(grid.units, dtype=torch.int64), Tiles(grid)
     for part, which in gone(made, row, store.parts, store.sum):
-        kept.index_add_(0, grid.unit_of(part.index()).cpu(), (~which).reshape(-1).long().cpu())
+        tiles.add(kept, part, (~which).cpu())
     return store.sum(kept) == 0
 
 

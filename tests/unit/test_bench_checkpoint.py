@@ -70,7 +70,7 @@ def test_a_checkpoint_is_as_large_as_said(tmp_path: Path) -> None:
 
 def test_small_checkpoints_are_measured_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "MOST", {"cold": 1.4})
-    cell = checkpoint.measured(0.004, tmp_path, 1, 1 << 20)
+    cell = checkpoint.measured(0.004, tmp_path, 1, 1 << 20, 0.0)
     assert set(cell.times["cold"]) == set(checkpoint.NAMES)
     assert all(statistics.median(t.seconds) > 0 for t in cell.times["cold"].values())
     assert cell.serial[0] > 0 < cell.worker[0]
@@ -132,12 +132,12 @@ def test_the_simulation_knows_every_sum_of_two_workers(dtype: torch.dtype, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kept"), [(torch.bfloat16, simulate.KEPT), (torch.bfloat16, 0), (torch.float32, simulate.KEPT)], ids=str
+    ("dtype", "kept"), [(t, k) for t in (torch.bfloat16, torch.float32) for k in (simulate.KEPT, 0)], ids=str
 )
 def test_the_simulation_knows_how_often_weights_are_read(
     dtype: torch.dtype, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alone, and as several workers read. Counts of bf16 that are not kept are counted again."""
+    """Alone, and as several workers read. Counts that are not kept are made again."""
     assert simulate.KEPT == profile.KEPT
     read, real = [0], disk.read_at
 
@@ -172,9 +172,9 @@ def test_the_arithmetic() -> None:
     site = Site(read=4, count=2, rewrite=1, start=1, latency=0.01, network=1e9)
     model = Model(10, 500_000_000, 2, 5)
     found = simulate.cost(model, "2:4", 2, site)
-    assert (found.files, found.read, found.written, found.sums) == (3, 18, 6, 40)
+    assert (found.files, found.read, found.written, found.sums) == (3, 18, 6, 30)
     assert found.plan == 2 * 6 / 2 and found.writing == 6 / 4 + 6 / 1
-    assert abs(found.total - (1 + 6 + 0.4 + 7.5)) < 1e-6
+    assert abs(found.total - (1 + 6 + 0.3 + 7.5)) < 1e-6
     alone = simulate.cost(model, "2:4", 1, site)
     assert (alone.sums, alone.passes, alone.total) == (0, 1, 1 + 5 + 12.5)
 

@@ -129,7 +129,7 @@ def test_tie_index_finds_the_rth_equal_key(dtype: torch.dtype) -> None:
         for key in {0, *keys[t.numel() // 2 :][:1].tolist(), all_ones(t) >> 1, all_ones(t)}:
             at = np.flatnonzero(keys == key)
             for r in {1, 2, max(1, at.size // 2), max(1, at.size), at.size + 1}:
-                assert native.tie_index(t, key, r) == (int(at[r - 1]) + 1 if r <= at.size else -1)
+                assert native.tie_index(t, key, r) == (int(at[r - 1]) + 1 if r <= at.size else -1 - at.size)
 
 
 def test_tie_index_over_many_pieces_of_ties() -> None:

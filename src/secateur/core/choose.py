@@ -18,12 +18,14 @@ from secateur.errors import Infeasible
 from . import fast
 from .elements import (
     SCORES,
+    Facts,
     Meter,
     keyed_magnitude,
     magnitude_space,
     not_finite,
     own_cuts,
     pruned_by,
+    totals,
 )
 from .groups import Ranked, full_cut, levelled, partial_cuts
 from .heads import UnitPattern
@@ -88,17 +90,26 @@ def _measured(pieces: Pieces, source: Source, spec: Spec, cut: Cut, zeros: int) 
 
 def settled(selector: Selector, source: Source, spec: Spec, cut: Cut) -> Taken:
     """What a given cut does to one tensor of single weights."""
-    plain = source.alone and source.by_magnitude and source.nonfinite != "prune"
-    found = fast.settle(spec, source.parts, cut) if plain else None
-    if found is not None and found.largest < FORMATS[spec.dtype].nonfinite:
-        return Taken(cut, found.pruned, found.zeros, found.threshold)
-    zeros = source.facts(spec).zeros
+    return settled_each(selector, source, [spec], [cut])[0]
+
+
+def settled_each(
+    selector: Selector, source: Source, specs: Sequence[Spec], cuts: Sequence[Cut], facts: Sequence[Facts] | None = None
+) -> list[Taken]:
+    """`settled` of many tensors, in one sum over the workers; ``facts`` of them where they are known."""
+    if source.alone and source.by_magnitude and source.nonfinite != "prune":
+        picked = [fast.settle(s, source.parts, c) for s, c in zip(specs, cuts, strict=True)]
+        if all(p is not None and p.largest < FORMATS[s.dtype].nonfinite for s, p in zip(specs, picked, strict=True)):
+            return [Taken(p.cut, p.pruned, p.zeros, p.threshold) for p in picked if p is not None]
+    facts = source.facts_each(specs) if facts is None else facts
     if not source.by_magnitude or source.nonfinite != "error":
-        return _measured(selector.gone(spec, cut), source, spec, cut, zeros)
-    meter = Meter(spec.dtype)
-    meter.count(*source.profile(spec).settle(cut))
-    m = meter.total(source.reduce)
-    return Taken(cut, m.zeros, zeros, m.threshold)
+        each = zip(specs, cuts, facts, strict=True)
+        return [_measured(selector.gone(s, c), source, s, c, f.zeros) for s, c, f in each]
+    meters = [Meter(s.dtype) for s in specs]
+    for meter, spec, cut in zip(meters, specs, cuts, strict=True):
+        meter.count(*source.profile(spec).settle(cut))
+    found = totals(meters, source.reduce)
+    return [Taken(c, m.zeros, f.zeros, m.threshold) for c, f, m in zip(cuts, facts, found, strict=True)]
 
 
 def _keyed(source: Source, spec: Spec, pool: torch.dtype, block: int = 1) -> Keyed:
@@ -108,7 +119,8 @@ def _keyed(source: Source, spec: Spec, pool: torch.dtype, block: int = 1) -> Key
     keyed = keyed_magnitude(spec, source.parts, pool, source.nonfinite, block)
     if block > 1 or pool != spec.dtype or source.nonfinite == "prune":
         return keyed
-    return Keyed(spec, keyed.chunks, source.profile(spec).histogram, source.profile(spec).count)
+    known = source.profile(spec)
+    return Keyed(spec, keyed.chunks, known.histogram, known.count, known.nth)
 
 
 @dataclass(frozen=True)
@@ -122,14 +134,13 @@ class Elements:
         s = self.source
         if self._fast and (picked := fast.pick(specs, s.parts, count)) is not None:
             return [self._taken(spec, p) for spec, p in zip(specs, picked, strict=True)]
-        for spec in specs:
-            s.facts(spec)  # refuses NaN and Inf
+        facts = s.facts_each(specs)  # refuses NaN and Inf
         space, pool = magnitude_space(specs) if s.by_magnitude else (SCORES, torch.float64)
         keyed = [_keyed(s, spec, pool) for spec in specs]
         cuts = smallest(keyed, count, space, s.reduce)
         if s.by_magnitude:
             cuts = own_cuts(cuts, specs, pool)
-        return [settled(self, s, spec, c) for spec, c in zip(specs, cuts, strict=True)]
+        return settled_each(self, s, specs, cuts, facts)
 
     def take_each(self, specs: Sequence[Spec], counts: Sequence[int]) -> list[Taken]:
         """See `Selector`."""
@@ -274,8 +285,7 @@ class Units:
 
     def _pieces(self, spec: Spec, which: Tensor) -> Pieces:
         for own in spec.members or (spec,):
-            parts = self.source.parts(own, "chunk")
-            yield from pieces_gone(which, self.pattern.grid(own), parts, self.source.nonfinite)
+            yield from pieces_gone(which, self.pattern.grid(own), own, self.source.parts, self.source.nonfinite)
 
     def take_each(self, specs: Sequence[Spec], counts: Sequence[int]) -> list[Taken]:
         """See `Selector`."""

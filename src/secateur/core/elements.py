@@ -72,6 +72,8 @@ def refuse_nonfinite(spec: Spec, count: int) -> None:
 
 def dead(part: Part, nonfinite: str) -> Tensor:
     """Where a weight comes first in every order: where it is zero, and under ``nonfinite='prune'`` NaN or infinite."""
+    if nonfinite != "prune" and part.tensor.element_size() > 1:  # torch compares no float8
+        return part.tensor == 0
     keys = magnitude_key(part.tensor)
     gone = keys == 0
     return gone | (keys >= FORMATS[part.spec.dtype].nonfinite) if nonfinite == "prune" else gone
@@ -248,11 +250,23 @@ class Meter:
 
     def total(self, reduce: Reduce) -> Measured:
         """The counts over all workers."""
-        zeros, seen = reduce(torch.tensor([self._zeros, int(self._smallest is not None)])).tolist()
-        if not seen:
-            return Measured(zeros, None)
-        low = smallest_over_workers(self._smallest, Space(FORMATS[self._dtype].bits), reduce)
-        return Measured(zeros, key_value(low, self._dtype))
+        return totals([self], reduce)[0]
+
+    def own(self) -> list[int]:
+        """This worker's counts: zeros, whether it knows of a survivor, and the smallest, if so."""
+        return [self._zeros, int(self._smallest is not None), self._smallest or 0]
+
+    def measured(self, zeros: int, seen: int, low: int, reduce: Reduce) -> Measured:
+        """What the sums of all workers' `own` say; only where several have survivors is there another thing to ask."""
+        if seen > 1:
+            low = smallest_over_workers(self._smallest, Space(FORMATS[self._dtype].bits), reduce)
+        return Measured(zeros, key_value(low, self._dtype) if seen else None)
+
+
+def totals(meters: Sequence[Meter], reduce: Reduce) -> list[Measured]:
+    """The counts of many tensors over all workers, in one sum where each tensor is with one of them."""
+    summed = reduce(torch.tensor([m.own() for m in meters], dtype=torch.int64).view(-1, 3))
+    return [m.measured(z, seen, low, reduce) for m, (z, seen, low) in zip(meters, summed.tolist(), strict=True)]
 
 
 def smallest_over_workers(key: int | None, space: Space, reduce: Reduce) -> int:

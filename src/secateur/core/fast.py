@@ -112,6 +112,12 @@ def lost(part: Part, cut: Cut) -> tuple[int, int | None, int] | None:
     return pruned, _survivor(low, part), top
 
 
+def nth(part: Part, key: int, r: int) -> int | None:
+    """One past the place, in a piece of a tensor, of the ``r``-th weight with this key; ``-1 - n`` if there are only ``n``."""
+    flat = memory(part)
+    return None if flat is None else native.tie_index(flat, key, r)
+
+
 def _within(part: Part, cut: Cut) -> tuple[int, int]:
     """A cut's key, and its index inside a contiguous piece."""
     assert isinstance(part.start, int)

@@ -326,7 +326,7 @@ def gone(plan: Plan, row: Row, parts: Parts, reduce: Reduce = identity) -> Itera
     spec = row.spec
     if isinstance(plan.pattern, Head):
         grid = plan.pattern.grid(spec)
-        yield from pieces_gone(units_of(row, grid), grid, parts(spec, "chunk"), plan.nonfinite)
+        yield from pieces_gone(units_of(row, grid), grid, spec, parts, plan.nonfinite)
         return
     if plan.masks is not None:
         whole: Tensor | None = None  # made once, and only for what is no run of the tensor

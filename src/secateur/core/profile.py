@@ -27,6 +27,10 @@ KEPT = 128 << 20
 """Bytes of counts that are kept where nobody says how many; beyond them a digit is counted again whenever it is asked for."""
 
 
+LAST = 4
+"""Digits that are held where there is no room for them: as many as there are of a float64."""
+
+
 class Digit(NamedTuple):
     """The values of one digit that occur, ascending, and how many keys have each."""
 
@@ -48,9 +52,17 @@ class Settled(NamedTuple):
 
 @dataclass
 class Budget:
-    """Bytes that may still be kept, by all profiles together."""
+    """Bytes that may still be kept, by all profiles together, and the last digits for which there was no room: those of one
+    tensor, of which the next question mostly is."""
 
     left: int = KEPT
+    last: dict[tuple[str, int, int | None], Digit] = field(default_factory=dict)
+
+    def remember(self, name: str, shift: int, prefix: int | None, digit: Digit) -> None:
+        """Holds a digit until there is another of another tensor, or too many of this one."""
+        if len(self.last) == LAST or any(n != name for n, _, _ in self.last):
+            self.last.clear()
+        self.last[name, shift, prefix] = digit
 
 
 @dataclass
@@ -75,10 +87,11 @@ class Profile:
     parts: Parts
     budget: Budget = field(default_factory=Budget)
     _known: dict[tuple[int, int | None], Digit] = field(default_factory=dict)
+    _ties: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def digit(self, shift: int, width: int, prefix: int | None) -> Digit:
         """How many keys that begin with ``prefix`` have each value of the digit above ``shift``."""
-        found = self._known.get((shift, prefix))
+        found = self._have(shift, prefix)
         if found is None:
             bins = np.zeros(1 << width, np.int64)
             for part in self.parts(self.spec, "chunk"):
@@ -89,7 +102,13 @@ class Profile:
             if found.nbytes <= self.budget.left:
                 self.budget.left -= found.nbytes
                 self._known[shift, prefix] = found
+            else:
+                self.budget.remember(self.spec.name, shift, prefix, found)
         return found
+
+    def _have(self, shift: int, prefix: int | None) -> Digit | None:
+        found = self._known.get((shift, prefix))
+        return self.budget.last.get((self.spec.name, shift, prefix)) if found is None else found
 
     def histogram(self, shift: int, width: int, prefix: int | None) -> Tensor:
         """`digit` as a table with a number for every value, int64."""
@@ -125,8 +144,29 @@ class Profile:
             prefix = key >> shift
         return below, equal
 
+    def nth(self, key: int, ties: int) -> int | None:
+        """One past the flat index of the ``ties``-th weight with this key, of which there are more; one pass as far as that.
+
+        0 where nothing of the tensor is here, ``None`` where it is here in part.
+        """
+        if self._size != self.spec.numel:
+            return None if self._size else 0
+        left = ties
+        for part in self.parts(self.spec, "chunk"):
+            if not isinstance(part.start, int):
+                return None
+            found = _nth(part, key, left)
+            if found > 0:
+                self._ties[key, part.start + found] = ties
+                return part.start + found
+            left -= -1 - found
+        raise AssertionError(f"{self.spec} has fewer than {ties} weights with the key {key}")
+
     def settle(self, cut: Cut) -> Settled:
-        """What a cut does; one more pass only where it cuts through equal keys, or the smallest survivor is not known."""
+        """What a cut does; one more pass only where it cuts through equal keys and `nth` did not find it, or where the smallest
+        survivor is not known."""
+        if (ties := self._ties.get((cut.key, cut.index))) is not None:
+            return Settled(self.count(cut.key)[0] + ties, cut.key)
         if not cut.index:
             pruned, low = self.count(cut.key)[0], self._at_least(cut.key)
             if low is not None or pruned == self._size:
@@ -147,7 +187,7 @@ class Profile:
         """The smallest key from this one on, if what is kept tells."""
         prefix: int | None = None
         for shift, width in self._space.digits():
-            found = self._known.get((shift, prefix))
+            found = self._have(shift, prefix)
             if found is None:
                 return None
             values, wanted = found.values.astype(np.int64), key >> shift & (1 << width) - 1
@@ -171,6 +211,20 @@ def _bins(part: Part, shift: int, width: int, prefix: int | None) -> Ints:
             keys = keys[(keys >> (shift + width)) == prefix]
         table += np.bincount((keys >> shift & (1 << width) - 1).cpu().numpy(), minlength=1 << width)
     return table
+
+
+def _nth(part: Part, key: int, r: int) -> int:
+    """As `fast.nth`."""
+    found = fast.nth(part, key, r)
+    if found is not None:
+        return found
+    before = seen = 0
+    for chunk in _chunks(part):
+        at = (magnitude_key(chunk.tensor).reshape(-1) == key).nonzero().reshape(-1)
+        if seen + at.numel() >= r:
+            return before + int(at[r - seen - 1]) + 1
+        before, seen = before + chunk.tensor.numel(), seen + at.numel()
+    return -1 - seen
 
 
 def _lost(part: Part, cut: Cut) -> tuple[int, int | None]:

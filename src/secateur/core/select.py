@@ -55,13 +55,15 @@ class Keyed:
     """A tensor and how to read its keys: pairs of flat int64 keys and the `Part` they belong to, in pieces.
 
     ``histogram(shift, width, prefix)`` and ``count(key)`` are optional faster ways to count one digit of the same keys,
-    and those that are (smaller, equal).
+    and those that are (smaller, equal). So is ``nth(key, ties)``, which finds an `index_cut` where one worker has all of the
+    tensor: 0 where this one has nothing of it, ``None`` where it has a part.
     """
 
     spec: Spec
     chunks: Callable[[], Iterator[tuple[Tensor, Part]]]
     histogram: Callable[[int, int, int | None], Tensor | None] | None = None
     count: Callable[[int], tuple[int, int] | None] | None = None
+    nth: Callable[[int, int], int | None] | None = None
 
 
 def identity(counts: Tensor) -> Tensor:
@@ -120,6 +122,11 @@ def index_cut(keyed: Keyed, key: int, ties: int, reduce: Reduce) -> int:
     """The flat index below which exactly ``ties`` elements of one tensor have this key; by digits of the index."""
     if ties == 0:
         return 0
+    if keyed.nth is not None:
+        mine = keyed.nth(key, ties)
+        in_part, at = reduce(torch.tensor([mine is None, mine or 0], dtype=torch.int64)).tolist()
+        if not in_part:
+            return int(at)
     space = Space(max(1, keyed.spec.numel.bit_length()))
 
     def tied() -> Iterator[tuple[Tensor, Part]]:

@@ -48,12 +48,13 @@ class Source:
     constant: list[str] = field(default_factory=list)
     """Names of tensors to whose weights the criterion gave one value; looked for where scores are kept."""
 
-    def scored(self, spec: Spec) -> Iterator[tuple[Part, Tensor]]:
-        """Flat parts with their scores; a criterion that is not elementwise is called once a tensor in all."""
+    def scored(self, spec: Spec, block: int = 1) -> Iterator[tuple[Part, Tensor]]:
+        """Flat parts with their scores, in pieces of whole runs of ``block`` elements; a criterion that is not elementwise is
+        called once a tensor in all."""
         if not crit.is_elementwise(self.criterion) and spec.name not in self._scores:
             self._scores[spec.name] = scores = kept_scores(spec, self.parts, self.criterion)
             self._look_at(spec, (comparable(p, str(spec)) for p in pieces_of(scores)))
-        return score_pieces(spec, self.parts, self.criterion, self._scores.get(spec.name))
+        return score_pieces(spec, self.parts, self.criterion, self._scores.get(spec.name), block)
 
     def keyed(self, spec: Spec, block: int = 1) -> Keyed:
         """A tensor with the order keys of its scores. They are kept, 8 bytes a weight, where the criterion is called once a
@@ -82,14 +83,21 @@ class Source:
         found = fast.settle(spec, self.parts, Cut(1, 0)) if self.alone else None
         if found is not None and found.largest < FORMATS[spec.dtype].nonfinite:
             return Facts(found.zeros, 0)
-        if self.by_magnitude and self.nonfinite == "error":
-            own = self.profile(spec)
-            facts = Facts(*self.reduce(torch.tensor([own.zeros, own.nonfinite])).tolist())
-        else:
-            facts = survey(spec, self.parts, self.reduce)
+        if self._profiled:
+            return self._facts_together([spec])[0]
+        facts = survey(spec, self.parts, self.reduce)
         if facts.nonfinite and self.nonfinite == "error":
             refuse_nonfinite(spec, facts.nonfinite)
         return facts
+
+    def _facts_together(self, specs: Sequence[Spec]) -> list[Facts]:
+        """`facts` from profiles, in one sum over the workers."""
+        own = [[p.zeros, p.nonfinite] for p in map(self.profile, specs)]
+        found = self.reduce(torch.tensor(own, dtype=torch.int64).view(-1, 2)).tolist()
+        for spec, (_, bad) in zip(specs, found, strict=True):
+            if bad:
+                refuse_nonfinite(spec, bad)
+        return [Facts(zeros, bad) for zeros, bad in found]
 
     def profile(self, spec: Spec) -> Profile:
         """The magnitudes of the part of a tensor that this worker holds; counted once."""
@@ -98,7 +106,9 @@ class Source:
         return self._profiles[spec.name]
 
     def facts_each(self, specs: Sequence[Spec]) -> list[Facts]:
-        """`facts` of many tensors, in one go where they are in memory."""
+        """`facts` of many tensors, in one go where they are in memory, and in one sum over the workers."""
+        if not self.alone and self._profiled and not any(s.members for s in specs):
+            return self._facts_together(specs)
         found: Sequence[fast.Picked | None] | None = None
         if self.alone and not any(s.members for s in specs):
             found = fast.settle_each(specs, self.parts, Cut(1, 0))
@@ -106,6 +116,11 @@ class Source:
             Facts(p.zeros, 0) if p is not None and p.largest < FORMATS[s.dtype].nonfinite else self.facts(s)
             for s, p in zip(specs, found if found is not None else [None] * len(specs), strict=True)
         ]
+
+    @property
+    def _profiled(self) -> bool:
+        """Whether a `Profile` tells all about a tensor."""
+        return self.by_magnitude and self.nonfinite == "error"
 
     @property
     def alone(self) -> bool:

@@ -6,7 +6,7 @@ addition and add over chunks, threads, shards and ranks, like histograms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from .heads import Slices, UnitPattern
 from .keys import LOWEST, comparable, order_key
 from .patterns import Grid, Reduction
 from .select import Cut
+from .tiles import Tiles
 from .types import Part, Parts, Reduce, Spec
 
 _SLOTS, _ZERO_SLOT = 2200, 1100  # one slot for each binary exponent of float64, subnormals included
@@ -46,7 +47,7 @@ class UnitScorer:
     nonfinite: str
     parts: Parts
     reduce: Reduce
-    scored: Callable[[Spec], Iterator[tuple[Part, Tensor]]]
+    scored: Callable[[Spec, int], Iterator[tuple[Part, Tensor]]]
 
     def table(self, spec: Spec) -> UnitTable:
         """The keys of one tensor's units."""
@@ -61,7 +62,7 @@ class UnitScorer:
     def _pieces(self, spec: Spec) -> Iterator[tuple[Part, Tensor]]:
         """Flat parts with the float64 values that a unit's score is made of: 0 where dead or not finite."""
         for own in spec.members or (spec,):
-            for part, scores in self.scored(own):
+            for part, scores in self.scored(own, self._tiles(own).run):
                 values = comparable(scores, str(own)).masked_fill(dead(part, self.nonfinite), 0.0)
                 bad = ~torch.isfinite(values)
                 if self.criterion is not crit.magnitude and bool(bad.any()):
@@ -71,9 +72,8 @@ class UnitScorer:
                     )
                 yield part, values.masked_fill_(bad, 0.0)
 
-    def _unit_of(self, part: Part) -> Tensor:
-        """The unit of each of a part's elements, on the CPU."""
-        return self.pattern.grid(part.spec).unit_of(part.index()).cpu()
+    def _tiles(self, spec: Spec) -> Tiles:
+        return Tiles(self.pattern.grid(spec))
 
     def _refuse_signs(self, spec: Spec, negative: int, reduction: Reduction) -> None:
         """A norm of scores with a sign has not their order: the lowest would come out highest."""
@@ -95,17 +95,18 @@ class UnitScorer:
         bits = 62 - max(0, (grid.unit_size - 1).bit_length())
         table = torch.zeros(3, grid.units, dtype=torch.int64)
         for part, values in self._pieces(spec):
-            unit = self._unit_of(part)
+            tiles = self._tiles(part.spec)
             share = times_power(values, -top).cpu()
             if reduction == "max":
                 # Shifted above zero, so that a worker that holds nothing of a unit can say 0 and tables can be added.
                 # So do zeros: they come first, and must not keep a unit whose scores are negative.
                 shifted = (rounded(share, 60) + (1 << 60)).masked_fill_(dead(part, self.nonfinite).cpu(), 0)
-                table[0].scatter_reduce_(0, unit, shifted, "amax")
+                tiles.add(table[0], part, shifted, "amax")
             else:
-                table[0].index_add_(0, unit, rounded(share * share if squared else share, bits))
-            table[1].index_add_(0, unit, (~dead(part, self.nonfinite)).to(torch.int64).cpu())
-            table[2].index_add_(0, unit, not_finite(part).to(torch.int64).cpu())
+                tiles.add(table[0], part, rounded(share * share if squared else share, bits))
+            tiles.add(table[1], part, (~dead(part, self.nonfinite)).cpu())
+            if self.nonfinite == "keep":
+                tiles.add(table[2], part, not_finite(part).cpu())
         sums, live, bad = self.reduce(table)
         if reduction == "max":
             sums, bits = sums - (1 << 60), 60
@@ -119,8 +120,9 @@ class UnitScorer:
     def _live(self, spec: Spec, grid: Grid | Slices) -> Tensor:
         live = torch.zeros(grid.units, dtype=torch.int64)
         for own in spec.members or (spec,):
-            for chunk in chunks_of(own, self.parts):
-                live.index_add_(0, self._unit_of(chunk), (~dead(chunk, self.nonfinite)).long().cpu())
+            tiles = self._tiles(own)
+            for chunk in chunks_of(own, self.parts, tiles.run):
+                tiles.add(live, chunk, (~dead(chunk, self.nonfinite)).cpu())
         return self.reduce(live)
 
     def _first(self, spec: Spec, grid: Grid | Slices) -> Tensor:
@@ -225,13 +227,14 @@ def units_gone(table: UnitTable, cut: Cut) -> Tensor:
 
 
 def pieces_gone(
-    gone: Tensor, grid: Grid | Slices, parts: Iterable[Part], nonfinite: str
+    gone: Tensor, grid: Grid | Slices, spec: Spec, parts: Parts, nonfinite: str
 ) -> Iterator[tuple[Part, Tensor]]:
     """One tensor in flat pieces, each with the elements that go (bool), from which of its units go.
 
     Single zeros inside a unit that survives are zeros, not prunings, and stay.
     """
-    for part in parts:
-        for chunk in part.chunks(1 << 20):
-            out = gone.to(chunk.tensor.device)[grid.unit_of(chunk.index())]
+    tiles = Tiles(grid)
+    for part in parts(spec, tiles.align):
+        for chunk in part.chunks(max(1, (1 << 20) // tiles.run) * tiles.run):
+            out = tiles.spread(gone, chunk)
             yield chunk, out | dead(chunk, "prune") if nonfinite == "prune" else out

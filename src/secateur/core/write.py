@@ -23,6 +23,7 @@ from .plan import Plan, gone, named_criterion, units_of
 from .plan import Row as PlanRow
 from .select import Cut, identity
 from .source import Source
+from .tiles import Tiles
 from .types import Align, Member, Part, Parts, Reduce, Spec
 from .units import units_gone
 
@@ -198,7 +199,7 @@ def units_going(plan: Plan, row: PlanRow, parts: Parts, reduce: Reduce = identit
     if plan.masks is None and row.cut is not None:
         source = Source(parts, reduce, named_criterion(plan.criterion), plan.nonfinite)
         return units_gone(Units(source, pattern).table(row.spec), row.cut)
-    live = torch.zeros(grid.units, dtype=torch.int64)
+    live, tiles = torch.zeros(grid.units, dtype=torch.int64), Tiles(grid)
     for part, out in gone(plan, row, parts, reduce):
-        live.index_add_(0, grid.unit_of(part.index()).cpu(), (~out).long().cpu())
+        tiles.add(live, part, (~out).cpu())
     return reduce(live) == 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 
 import torch
 from torch import Tensor, nn
 
+from secateur.native.checksum import crc32
 from secateur.stores.checks import is_plain
 
 
@@ -26,9 +26,9 @@ def digest(sums: dict[str, int]) -> str:
 
 
 def _sum(t: Tensor) -> int:
-    start = zlib.crc32(f"{t.dtype} {t.layout}".encode())
+    start = crc32(f"{t.dtype} {t.layout}".encode())
     if not is_plain(t) or t.is_quantized:
         return start
-    start = zlib.crc32(str(tuple(t.shape)).encode(), start)
+    start = crc32(str(tuple(t.shape)).encode(), start)
     values = t.contiguous().reshape(-1)
-    return zlib.crc32(values.view(torch.uint8).cpu().numpy().data, start) if values.numel() else start
+    return crc32(values.view(torch.uint8).cpu().numpy().data, start) if values.numel() else start

@@ -244,7 +244,7 @@ def keys_of_each(
 
 
 def tie_index(t: Tensor, key: int, r: int) -> int:
-    """One past the flat index of the ``r``-th element (``r`` >= 1) with this key; -1 if there are fewer."""
+    """One past the flat index of the ``r``-th element (``r`` >= 1) with this key; ``-1 - n`` if there are only ``n``."""
     index: int = _kernels().tie_index(*_array(t), key, r)
     return index
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import SecateurError
+from secateur.native.checksum import crc32
 from secateur.stores import disk
 from secateur.stores.safetensors_file import checksum, read_header
 from secateur.stores.staging import readable_by_all
@@ -70,7 +70,7 @@ class Sums:
         data, crc = raw.numpy().data, 0
         for at in range(0, len(data), BUFFER):  # what was summed is still in the cache when it is written
             some = data[at : at + BUFFER]
-            crc = zlib.crc32(some, crc)
+            crc = crc32(some, crc)
             file.write(some)
         self.of[name] = crc
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +24,7 @@ from torch import Tensor
 from secateur.core.select import identity
 from secateur.core.types import Align, Part, Reduce, Spec
 from secateur.errors import BadInput, BadTensor, NothingChosen, SecateurError
+from secateur.native.checksum import crc32
 
 from . import checks, disk
 from .memory import MemoryStore
@@ -34,8 +34,8 @@ from .staging import refuse_place, refuse_result, staged
 Raw = NDArray[np.uint8]
 MEMORY = 256 << 20
 """Bytes that a worker may take, by default."""
-_SHARES = 32
-"""Pieces of a tensor that fit into them: being read, pruned, hashed and written, and what is counted beside."""
+_SHARES = 128
+"""Pieces of a tensor that fit into them; some seven are held, while one is pruned and written and others wait to be hashed."""
 
 
 class CheckpointStore:
@@ -156,7 +156,7 @@ class CheckpointStore:
         path = self._file(stored)
         with disk.opened(path, os.O_WRONLY) as fd:
             disk.write_at(fd, path, raw.data, stored.start)
-        self._written[part.spec.name] = zlib.crc32(raw.data)
+        self._written[part.spec.name] = crc32(raw.data)
 
     def check(self, specs: Sequence[Spec]) -> None:
         """Raises `BadTensor` for the first chosen one of ``specs`` that cannot be pruned as it is."""

@@ -79,7 +79,7 @@ class ShardedStore(MemoryStore):
     def parts(self, spec: Spec, align: Align) -> Iterator[Part]:
         """What this process holds and counts of a tensor, detached, in its memory; an empty part where it counts nothing.
 
-        What is no run of the whole tensor has the index of every element, for ``"chunk"`` a few rows at a time.
+        What is no run of the whole tensor has the index of every element, a few rows at a time where it may be cut.
         """
         place, t = self._place(spec), self.values(spec)
         if not place.counts:
@@ -87,7 +87,10 @@ class ShardedStore(MemoryStore):
         elif (begin := place.begin) is not None:
             yield Part(spec, t, begin, resident=True)
         else:
-            rows = len(t) if align != "chunk" else max(1, CHUNK * len(t) // t.numel())
+            rows = len(t)
+            if align not in ("whole", "resident"):
+                together = max(1, align // prod(place.shape[1:])) if isinstance(align, int) else 1
+                rows = max(1, CHUNK * len(t) // t.numel() // together) * together
             for a in range(0, len(t), rows):
                 some = slice(a, a + rows)
                 yield Part(spec, t[some], place.index(some).to(t.device), resident=True)

@@ -6,7 +6,6 @@ import hashlib
 import os
 import queue
 import threading
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from secateur.core.select import Cut, identity
 from secateur.core.types import Member, Part, Spec
 from secateur.core.write import follow, streamed, units_going
 from secateur.errors import SecateurError
+from secateur.native.checksum import crc32
 
 from . import checks, disk
 from .checkpoint import CheckpointStore
@@ -80,7 +80,7 @@ class Digest:
     def _work(self) -> None:
         while (data := self._waiting.get()) is not None:
             self._sha.update(data)
-            self.crc = zlib.crc32(data, self.crc)
+            self.crc = crc32(data, self.crc)
             del data  # its memory can be used again
 
 
@@ -119,7 +119,7 @@ def read_back(store: CheckpointStore, done: Done, target: Path) -> None:
     with disk.opened(target) as fd:
         disk.sync(fd, target)
         while got := disk.read_at(fd, target, room, at):
-            crc = zlib.crc32(room[:got], crc)
+            crc = crc32(room[:got], crc)
             at += got
     same = (at, crc) == (done.nbytes, done.crc32)
     if not same or {n: replace(s, file=done.file) for n, s in read_header(target).items()} != store.files[done.file]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from secateur.errors import BadInput
+from secateur.native.checksum import crc32
 
 from . import disk
 
@@ -139,7 +139,7 @@ def checksum(path: Path, stored: Stored) -> int:
     buffer = memoryview(bytearray(min(left, 1 << 20)))
     with disk.opened(path) as fd:
         while left and (got := disk.read_at(fd, path, buffer[:left], stored.stop - left)):
-            crc = zlib.crc32(buffer[:got], crc)
+            crc = crc32(buffer[:got], crc)
             left -= got
     return crc
 
