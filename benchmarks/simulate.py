@@ -23,9 +23,9 @@ KEPT = 128 << 20
 """Bytes of counts that a worker keeps between passes."""
 COUNTS = {2: 15e3, 4: 222e3}
 """Bytes of counts of one large tensor of normal values."""
-PASSES = {2: {"global": 1, "uniform": 1, "lamp": 2, "2:4": 2}, 4: {"global": 2, "uniform": 2, "lamp": 4, "2:4": 2}}
+PASSES = {2: {"global": 1, "uniform": 1, "lamp": 2, "2:4": 1}, 4: {"global": 2, "uniform": 2, "lamp": 4, "2:4": 1}}
 """How often a plan reads all weights, apart from ties."""
-UNKEPT = {2: {"global": 4, "uniform": 1, "lamp": 3, "2:4": 2}, 4: {"global": 7, "uniform": 2, "lamp": 5, "2:4": 2}}
+UNKEPT = {2: {"global": 4, "uniform": 1, "lamp": 3, "2:4": 1}, 4: {"global": 7, "uniform": 2, "lamp": 5, "2:4": 1}}
 """The same of tensors whose counts are not kept, but for those of the one that was looked at last."""
 
 
@@ -85,7 +85,7 @@ def sums(model: Model, way: str, ties: int, ranges: int = 0) -> tuple[int, int]:
     key = [8 * bins for bins in digits]
     facts, measured = 16, 24  # zeros and non-finite ones; zeros, whether anything is left, and the smallest of it
     if way == "2:4":
-        found = t * [facts, 8, measured]
+        found = [24 * t, measured * t]
     elif way == "global":
         found = [facts * t, *key, 16 * t, measured * t]
     else:
@@ -107,8 +107,6 @@ def ties_of(model: Model, way: str) -> int:
 
 def passes(model: Model, way: str, ties: int, workers: int = 1, kept: int = KEPT) -> float:
     """How often a plan reads all weights: what is kept is read less often, a cut through equal magnitudes more often."""
-    if way == "2:4" and workers == 1:
-        return 1.0  # everything in one pass
     own = math.ceil(model.tensors / workers)
     missing = 1 - min(1.0, kept / (own * COUNTS[model.width]))
     tied = ties / model.tensors

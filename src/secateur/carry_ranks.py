@@ -6,14 +6,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from secateur.carry_stage import Carried, kept_if_begun, manifest, missing, place_of, refuse_changed, written_down
+from secateur.carry_stage import (
+    Carried,
+    kept_if_begun,
+    manifest,
+    missing,
+    place_of,
+    refuse_changed,
+    rewritten,
+    written_down,
+)
 from secateur.core.plan import Plan
 from secateur.engines.torchrun import Workers
 from secateur.errors import NotDefined
 from secateur.files import Files
 from secateur.stores.checkpoint import CheckpointStore, shared_out
 from secateur.stores.planfile import load_plan, save_plan
-from secateur.stores.rewrite import Done, read_back, rewrite
+from secateur.stores.rewrite import Done
 from secateur.stores.stage import Stage, begun, left_by_another
 
 
@@ -85,8 +94,7 @@ def _fill(
     def work() -> dict[str, Done]:
         written = {}
         for file in own:
-            done = rewrite(store, made, file, stage.result / file)
-            read_back(store, done, stage.result / file)
+            done = rewritten(store, made, file, stage.result / file)
             stage.record(done, ranks.rank)
             written[file] = done
             how.progress(len(written), len(own), file)

@@ -122,8 +122,14 @@ def rewritten_there(job: Job) -> Done:
     """Writes one file, in a worker."""
     made, store = _known(job.source, tuple((job.roles or {}).items()), job.memory, job.plan)
     disk.remove(job.target)  # of a worker that was killed at it
-    done = rewrite(store, made, job.file, job.target)
-    read_back(store, done, job.target)
+    return rewritten(store, made, job.file, job.target)
+
+
+def rewritten(store: CheckpointStore, made: Plan, file: str, target: Path) -> Done:
+    """Writes one file and reads it back."""
+    with one_thread():
+        done = rewrite(store, made, file, target)
+        read_back(store, done, target)
     return done
 
 

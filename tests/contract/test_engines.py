@@ -191,6 +191,24 @@ def test_ray(case: str, tmp_path: Path) -> None:
     whole(tmp_path / "two", case, tmp_path / "one")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed")
+@pytest.mark.parametrize("at", ["counting", "writing"])
+def test_a_worker_on_ray_that_is_killed_is_begun_again(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = source(tmp_path)
+    prune(given, tmp_path / "one", "lamp")
+    monkeypatch.setenv(FLAG, str(tmp_path / "flag"))
+    if at == "counting":
+        monkeypatch.setattr(carry_files, "planned_there", engine_cases.planned_and_killed)
+    else:
+        monkeypatch.setattr(carry_stage, "rewritten_there", engine_cases.rewritten_and_killed)
+    prune(given, tmp_path / "two", "lamp", engine="ray", workers=2)
+    assert (tmp_path / "flag").exists()
+    whole(tmp_path / "two", "lamp", tmp_path / "one")
+
+
 def test_the_masks_differ() -> None:
     """Each case is one of its own, or the comparisons above would say little."""
     assert len({of_the_module(case) for case in CASES}) == len(CASES)

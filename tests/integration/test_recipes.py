@@ -66,7 +66,10 @@ def check_counts(found: dict[str, Tensor], cell: dict[str, Any], method: Method 
         assert sum(zeros.values()) >= asked_count(sum(sizes.values()), cell["asked"])
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem == "resnet50-imp" else []) for p in RECIPES],
+)  # as long as the others, and the same code as LeNet's and the gradual one's
 def test_the_quick_form_runs(path: Path, tmp_path: Path) -> None:
     for package in NEEDS.get(path.stem, ()):
         if importlib.util.find_spec(package) is None:

@@ -152,7 +152,7 @@ def test_a_packed_file_and_a_packed_model(model: nn.Module, tmp_path: Path) -> N
     assert (both is None) == (resident_bytes() is None)
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 def test_a_whole_model(kind: torch.dtype) -> None:
     """Its time, the share outside linear layers, and its bytes; the model is left as it was."""
     torch.manual_seed(0)

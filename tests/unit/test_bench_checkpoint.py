@@ -172,9 +172,9 @@ def test_the_arithmetic() -> None:
     site = Site(read=4, count=2, rewrite=1, start=1, latency=0.01, network=1e9)
     model = Model(10, 500_000_000, 2, 5)
     found = simulate.cost(model, "2:4", 2, site)
-    assert (found.files, found.read, found.written, found.sums) == (3, 18, 6, 30)
-    assert found.plan == 2 * 6 / 2 and found.writing == 6 / 4 + 6 / 1
-    assert abs(found.total - (1 + 6 + 0.3 + 7.5)) < 1e-6
+    assert (found.files, found.read, found.written, found.sums) == (3, 12, 6, 2)
+    assert found.plan == 6 / 2 and found.writing == 6 / 4 + 6 / 1
+    assert abs(found.total - (1 + 3 + 0.02 + 7.5)) < 1e-6
     alone = simulate.cost(model, "2:4", 1, site)
     assert (alone.sums, alone.passes, alone.total) == (0, 1, 1 + 5 + 12.5)
 

@@ -178,7 +178,7 @@ class Groups:
     def take(self, specs: Sequence[Spec], count: int) -> list[Taken]:
         """See `Selector`; at the full count every tensor is on its own."""
         if isinstance(self.pattern, NM) and count == sum(self.full_count(s) for s in specs):
-            return [self._full(s) for s in specs]
+            return self._full_each(specs)
         s = self.source
         facts = [s.facts(spec) for spec in specs]
         if isinstance(self.pattern, Row):
@@ -197,6 +197,8 @@ class Groups:
 
     def take_each(self, specs: Sequence[Spec], counts: Sequence[int]) -> list[Taken]:
         """See `Selector`."""
+        if isinstance(self.pattern, NM) and list(counts) == [self.full_count(s) for s in specs]:
+            return self._full_each(specs)
         return [self.take([s], c)[0] for s, c in zip(specs, counts, strict=True)]
 
     def full_count(self, spec: Spec) -> int:
@@ -221,27 +223,45 @@ class Groups:
     def _space(self, spec: Spec) -> Space:
         return Space(FORMATS[spec.dtype].bits) if self.source.by_magnitude else SCORES
 
-    def _full(self, spec: Spec) -> Taken:
+    def _full_each(self, specs: Sequence[Spec]) -> list[Taken]:
+        """Every group at its full count: in one pass and two sums over the workers, where the native routines see all parts."""
         s = self.source
-        assert isinstance(self.pattern, NM)
-        cut = full_cut(self.pattern.grouping(spec), self._space(spec))
-        if s.alone and s.by_magnitude and s.nonfinite == "error" and (taken := self._full_fast(spec, cut)) is not None:
-            return taken
-        return _measured(self.gone(spec, cut), s, spec, cut, s.facts(spec).zeros)
+        if not s.by_magnitude or s.nonfinite != "error":
+            return [self._full(spec) for spec in specs]
+        meters = [Meter(spec.dtype) for spec in specs]
+        own = [self._counted(spec, meter) for spec, meter in zip(specs, meters, strict=True)]
+        summed = s.reduce(torch.tensor(own, dtype=torch.int64).view(-1, 3)).tolist()
+        found = totals(meters, s.reduce)
+        taken = []
+        for spec, (unseen, zeros, odd), m in zip(specs, summed, found, strict=True):
+            if odd:
+                s.facts(spec)  # refuses
+            known = Taken(self._full_cut(spec), m.zeros, zeros, m.threshold)
+            taken.append(self._full(spec) if unseen else known)
+        return taken
 
-    def _full_fast(self, spec: Spec, cut: Cut) -> Taken | None:
+    def _counted(self, spec: Spec, meter: Meter) -> list[int]:
+        """Of what this worker holds: whether the native routines cannot see it, its zeros, and whether it is not finite."""
         assert isinstance(self.pattern, NM)
-        meter, zeros, largest = Meter(spec.dtype), 0, 0
+        zeros = odd = 0
         for part in self.source.parts(spec, self.pattern.grouping(spec).run):
             found = fast.groups(part, self.pattern, write=False)
+            if found is None and part.tensor.numel():
+                return [1, 0, 0]
             if found is None:
-                return None
+                continue
             meter.count(found[0], found[2])
-            zeros, largest = zeros + found[1], max(largest, found[3])
-        if largest >= FORMATS[spec.dtype].nonfinite:
-            self.source.facts(spec)  # refuses
-        m = meter.total(self.source.reduce)
-        return Taken(cut, m.zeros, zeros, m.threshold)
+            zeros, odd = zeros + found[1], odd | int(found[3] >= FORMATS[spec.dtype].nonfinite)
+        return [0, zeros, odd]
+
+    def _full_cut(self, spec: Spec) -> Cut:
+        assert isinstance(self.pattern, NM)
+        return full_cut(self.pattern.grouping(spec), self._space(spec))
+
+    def _full(self, spec: Spec) -> Taken:
+        """By torch's routines."""
+        cut = self._full_cut(spec)
+        return _measured(self.gone(spec, cut), self.source, spec, cut, self.source.facts(spec).zeros)
 
     def gone(self, spec: Spec, cut: Cut) -> Iterator[tuple[Part, Tensor]]:
         """See `Selector`."""

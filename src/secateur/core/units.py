@@ -6,6 +6,7 @@ addition and add over chunks, threads, shards and ranks, like histograms.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,10 +16,11 @@ from torch import Tensor
 from secateur.errors import BadTensor, Infeasible
 
 from . import criteria as crit
+from . import fast
 from .allocate import CAPS
 from .elements import chunks_of, dead, not_finite
 from .heads import Slices, UnitPattern
-from .keys import LOWEST, comparable, order_key
+from .keys import CHUNK, LOWEST, comparable, key_value, magnitude_key, order_key
 from .patterns import Grid, Reduction
 from .select import Cut
 from .tiles import Tiles
@@ -85,12 +87,7 @@ class UnitScorer:
 
     def _reduced(self, spec: Spec, grid: Grid | Slices, reduction: Reduction) -> tuple[Tensor, Tensor]:
         """(scores, live weights) of every unit."""
-        e, negative = None, 0
-        for _, values in self._pieces(spec):
-            e = larger(e, exponent(values))
-            negative += int((values < 0).sum()) if self.criterion is not crit.magnitude else 0
-        self._refuse_signs(spec, negative, reduction)
-        top = agree(e, self.reduce)
+        top = self._top(spec, reduction)
         squared = reduction == "l2"
         bits = 62 - max(0, (grid.unit_size - 1).bit_length())
         table = torch.zeros(3, grid.units, dtype=torch.int64)
@@ -117,6 +114,21 @@ class UnitScorer:
             scores = scores.masked_fill(bad > 0, float("inf"))
         return scores, live
 
+    def _top(self, spec: Spec, reduction: Reduction) -> int:
+        """The smallest exponent above all values, of all workers."""
+        e, negative = None, 0
+        if self.criterion is crit.magnitude and self.nonfinite == "error":  # keys tell
+            for own in spec.members or (spec,):
+                keys = [_largest_key(part) for part in self.parts(own, "chunk")]
+                value = key_value(max(keys, default=0), own.dtype)
+                e = larger(e, math.frexp(value)[1] if value else None)
+        else:
+            for _, values in self._pieces(spec):
+                e = larger(e, exponent(values))
+                negative += int((values < 0).sum()) if self.criterion is not crit.magnitude else 0
+        self._refuse_signs(spec, negative, reduction)
+        return agree(e, self.reduce)
+
     def _live(self, spec: Spec, grid: Grid | Slices) -> Tensor:
         live = torch.zeros(grid.units, dtype=torch.int64)
         for own in spec.members or (spec,):
@@ -130,6 +142,13 @@ class UnitScorer:
         assert isinstance(self.criterion, crit.RandomCriterion)
         ids = torch.arange(grid.units)
         return self.criterion(ids, name=spec.name, index=ids)
+
+
+def _largest_key(part: Part) -> int:
+    found = fast.lost(part, Cut(1, 0))
+    if found is not None:
+        return found[2]
+    return max((int(magnitude_key(c.tensor).max()) for c in part.chunks(CHUNK) if c.tensor.numel()), default=0)
 
 
 def exponent(values: Tensor) -> int | None:
