@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from tests.guard.source import ROOT
 
-TIMEOUT = 20
+TIMEOUT = 60
 """Seconds after which a process that waits for another gives up."""
 
 

@@ -173,10 +173,10 @@ def test_the_arithmetic() -> None:
     model = Model(10, 500_000_000, 2, 5)
     found = simulate.cost(model, "2:4", 2, site)
     assert (found.files, found.read, found.written, found.sums) == (3, 12, 6, 2)
-    assert found.plan == 6 / 2 and found.writing == 6 / 4 + 6 / 1
-    assert abs(found.total - (1 + 3 + 0.02 + 7.5)) < 1e-6
+    assert found.plan == 6 / 4 + 6 / 2 and found.writing == 6 / 4 + 6 / 1
+    assert abs(found.total - (1 + 4.5 + 0.02 + 7.5)) < 1e-6
     alone = simulate.cost(model, "2:4", 1, site)
-    assert (alone.sums, alone.passes, alone.total) == (0, 1, 1 + 5 + 12.5)
+    assert (alone.sums, alone.passes, alone.total) == (0, 1, 1 + 7.5 + 12.5)
 
 
 def test_it_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateur.errors import SecateurError
 from secateur.native import Ints
 
 from . import fast
@@ -160,7 +161,7 @@ class Profile:
                 self._ties[key, part.start + found] = ties
                 return part.start + found
             left -= -1 - found
-        raise AssertionError(f"{self.spec} has fewer than {ties} weights with the key {key}")
+        raise SecateurError(f"{self.spec} changed while it was read; run it again.")
 
     def settle(self, cut: Cut) -> Settled:
         """What a cut does; one more pass only where it cuts through equal keys and `nth` did not find it, or where the smallest
