@@ -18,7 +18,7 @@ from tests.guard.source import ROOT
 
 NAMES = [(w, n) for w in (2, 4) for n in (*sharded_run.CASES[w], *sharded_training.CASES[w])]
 Found = dict[int, dict[str, str]]
-FEW = "80"
+FEW = "120"
 """Of the combinations one in so many is run with each way to cut them in two; the slow test runs all."""
 
 

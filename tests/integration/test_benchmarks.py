@@ -167,6 +167,7 @@ def test_whole_models_are_timed_side_by_side() -> None:
         assert all(float(row[1]) > 0 and 0 <= float(row[4].rstrip("%")) <= 100 for row in table.rows)
 
 
+@pytest.mark.slow
 def test_where_no_table_knows_the_processor_one_is_measured_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secateur.runtime.candidates.MOST_COPIES", 2)
     with using(Measured(())):
