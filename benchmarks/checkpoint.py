@@ -31,7 +31,7 @@ ROOM = 2.2
 """Times its size that a checkpoint needs of the disk: itself, one result beside it, and some to spare."""
 SETTLE = 3.0
 """Seconds of rest before each candidate. A virtual machine gives memory that was freed back to its host after two, and takes it
-again ten times more slowly than its own: whoever came first after the last result was removed would get it for nothing."""
+again several times more slowly than its own: whoever came first after the last result was removed would get it for nothing."""
 LARGE = 1.0
 """GB from which on times have bars: below, much of the time is the start of Python and torch."""
 MOST = {"warm": 2.0, "cold": 1.4}
